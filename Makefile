@@ -1,0 +1,30 @@
+# clipflow. "make demo" and "make test" need nothing but Python 3.11: they install what they need into .venv first.
+VENV ?= .venv
+PHOTOS ?=
+export VENV
+
+.PHONY: help setup demo test unit check config clean
+
+help:  ## Show this help
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1	/' | expand -t 24
+
+setup:  ## Install everything into .venv
+	@scripts/setup
+
+demo: setup  ## Start the service, index photographs (PHOTOS=folder for your own), search them, draw the results
+	$(VENV)/bin/python scripts/demo.py $(if $(PHOTOS),"$(PHOTOS)")
+
+test: setup check  ## All tests
+	$(VENV)/bin/python -m pytest
+
+unit: setup  ## The tests that start no service (under two minutes)
+	$(VENV)/bin/python -m pytest tests/unit tests/congruence tests/architecture
+
+check: setup  ## Format, lint and types
+	@scripts/check
+
+config: setup  ## Write docs/configuration.md from the settings classes
+	$(VENV)/bin/python scripts/write_configuration.py
+
+clean:  ## Remove what was made here (not the workspace)
+	rm -rf $(VENV) out .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info

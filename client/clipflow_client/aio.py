@@ -1,0 +1,229 @@
+"""The asyncio client: one kept gRPC channel, Jina's protocol, retries of what may pass."""
+
+import asyncio
+import random
+import time
+import uuid
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
+from types import TracebackType
+from typing import Any, Self, cast
+
+import grpc
+import numpy as np
+from docarray import Document, DocumentArray
+from jina.proto import jina_pb2
+from jina.types.request.data import DataRequest
+from numpy.typing import NDArray
+
+from clipflow import errors, wire
+from clipflow.errors import ClipflowError, Internal, InvalidDocument, Timeout, TooLarge, Unavailable
+from clipflow_client.items import Item, document
+from clipflow_client.results import Match, Outcome, match_of, outcome_of
+
+_METHOD = '/jina.JinaSingleDataRequestRPC/process_single_data'
+_OPTIONS = [
+    ('grpc.max_send_message_length', -1),
+    ('grpc.max_receive_message_length', -1),
+    ('grpc.enable_http_proxy', 0),
+]
+_BATCH_BYTES = 2_000_000
+_FIRST_PAUSE_SECONDS = 0.1
+_LONGEST_PAUSE_SECONDS = 3.0
+
+
+class AsyncClient:
+    """A client of one service; safe to use from many tasks at once.
+
+    Args:
+        address: host and port of the service's gRPC.
+        timeout: seconds for one request, its retries included; it travels with the request.
+        retries: how often a request is sent again after an error that may pass. All requests are idempotent.
+    """
+
+    def __init__(self, address: str = '127.0.0.1:51000', *, timeout: float = 120.0, retries: int = 8) -> None:
+        self._channel = grpc.aio.insecure_channel(address.removeprefix('grpc://'), options=_OPTIONS)
+        self._call = self._channel.unary_unary(
+            _METHOD, request_serializer=lambda request: request.SerializeToString(), response_deserializer=DataRequest
+        )
+        self._address = address
+        self._timeout = timeout
+        self._retries = retries
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the channel."""
+        await self._channel.close()
+
+    async def search(self, query: Item, **parameters: Any) -> list[Match]:
+        """The matches of one query, best first.
+
+        Args:
+            query: see `Item`; a Document with weighted `chunks` is a composed query.
+            parameters: of `/search`, for instance limit, offset, filter, min_score, group_by, include.
+        """
+        return (await self.search_many([query], **parameters))[0]
+
+    async def search_many(self, queries: Sequence[Item], **parameters: Any) -> list[list[Match]]:
+        """The matches of each query."""
+        docs = DocumentArray([document(query) for query in queries])
+        found = [_sound(doc) for doc in await self.post('/search', docs, parameters)]
+        return [[match_of(match) for match in doc.matches] for doc in found]
+
+    async def encode(self, items: Sequence[Item], **parameters: Any) -> NDArray[np.float32]:
+        """Embeddings of N items, float32 of unit length, [N, D], in their order."""
+        numbered = [Document(document(item), id=str(position)) for position, item in enumerate(items)]
+        rows: dict[str, NDArray[np.float32]] = {}
+        async for reply in self.stream('/encode', numbered, parameters):
+            rows |= {doc.id: _sound(doc).embedding for doc in reply}
+        return np.stack([rows[str(position)] for position in range(len(numbered))])
+
+    async def index(self, items: Iterable[Item] | AsyncIterable[Item], **parameters: Any) -> AsyncIterator[Outcome]:
+        """Store items, any number of them, in constant memory; yields what became of each, as it is known."""
+        async for reply in self.stream('/index', items, parameters):
+            for doc in reply:
+                yield outcome_of(doc)
+
+    async def update(self, tags: dict[str, dict[str, Any]]) -> list[Outcome]:
+        """Merge tags into stored documents by id; a value of None removes the tag."""
+        docs = DocumentArray([Document(id=name, tags=patch) for name, patch in tags.items()])
+        return [outcome_of(doc) for doc in await self.post('/update', docs)]
+
+    async def get(self, ids: Sequence[str], **parameters: Any) -> dict[str, Document]:
+        """Stored documents by id; unknown ids are left out."""
+        reply = await self.post('/get', DocumentArray(), {'ids': list(ids), **parameters})
+        return {doc.id: doc for doc in reply if not wire.failed(doc)}
+
+    async def delete(self, ids: Sequence[str] = (), filter: dict[str, Any] | None = None) -> int:
+        """Delete by ids, by a filter or both; returns how many documents are gone."""
+        parameters = {'ids': list(ids)} | ({'filter': filter} if filter is not None else {})
+        reply = await self.post('/delete', DocumentArray(), parameters)
+        return int(_sound(reply[0]).tags['deleted'])
+
+    async def clear(self) -> int:
+        """Delete everything; returns how many documents are gone."""
+        return int((await self.post('/clear', DocumentArray()))[0].tags['deleted'])
+
+    async def status(self) -> dict[str, dict[str, Any]]:
+        """What each stage says of itself, by its name."""
+        return {doc.id: wire.plain_tags(doc) for doc in await self.post('/status', DocumentArray())}
+
+    async def post(self, endpoint: str, docs: DocumentArray, parameters: dict[str, Any] | None = None) -> DocumentArray:
+        """One request to any endpoint; the Documents of its reply.
+
+        Raises:
+            ClipflowError: what the service answered, after the retries.
+        """
+        until = time.monotonic() + self._timeout
+        pause = _FIRST_PAUSE_SECONDS
+        for attempt in range(self._retries + 1):
+            try:
+                return await self._once(endpoint, docs, parameters or {}, until)
+            except ClipflowError as error:
+                left = until - time.monotonic()
+                if not error.retryable or attempt == self._retries or left < pause:
+                    raise
+            await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+            pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
+        raise AssertionError('unreachable')
+
+    async def stream(
+        self,
+        endpoint: str,
+        items: Iterable[Item] | AsyncIterable[Item],
+        parameters: dict[str, Any] | None = None,
+        *,
+        batch: int = 16,
+        window: int = 4,
+    ) -> AsyncIterator[DocumentArray]:
+        """Send items in requests of up to `batch` Documents or 2 MB, `window` of them at once; replies as they come.
+
+        Items that cannot become Documents come back with an error, like those that the service refuses.
+        """
+        running: set[asyncio.Task[DocumentArray]] = set()
+        refused = DocumentArray()
+        try:
+            async for docs in _batches(items, batch, refused):
+                running.add(asyncio.create_task(self.post(endpoint, docs, parameters)))
+                if len(running) >= window:
+                    done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                    for task in done:
+                        yield task.result()
+            while running:
+                done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    yield task.result()
+            if refused:
+                yield refused
+        finally:
+            for task in running:
+                task.cancel()
+
+    async def _once(
+        self, endpoint: str, docs: DocumentArray, parameters: dict[str, Any], until: float
+    ) -> DocumentArray:
+        request = DataRequest()
+        request.header.request_id = uuid.uuid4().hex
+        request.header.exec_endpoint = endpoint
+        request.parameters = parameters
+        request.data.docs = docs
+        try:
+            reply = await self._call(request, timeout=max(0.001, until - time.monotonic()))
+        except grpc.aio.AioRpcError as error:
+            raise _translated(error, self._address) from None
+        if reply.status.code == jina_pb2.StatusProto.ERROR:
+            raise errors.from_description(reply.status.description)
+        return cast(DocumentArray, reply.docs)
+
+
+async def _batches(
+    items: Iterable[Item] | AsyncIterable[Item], batch: int, refused: DocumentArray
+) -> AsyncIterator[DocumentArray]:
+    """Documents in groups; items that are none are put into `refused`, with their error."""
+    docs, size = DocumentArray(), 0
+    async for item in _each(items):
+        try:
+            doc = document(item)
+        except InvalidDocument as error:
+            refused.append(Document(id=str(item)[:100]))
+            wire.fail(refused[-1], error, 'client')
+            continue
+        weight = len(doc.blob or b'') + (doc.tensor.nbytes if isinstance(doc.tensor, np.ndarray) else 0)
+        if docs and (len(docs) >= batch or size + weight > _BATCH_BYTES):
+            yield docs
+            docs, size = DocumentArray(), 0
+        docs.append(doc)
+        size += weight
+    if docs:
+        yield docs
+
+
+async def _each(items: Iterable[Item] | AsyncIterable[Item]) -> AsyncIterator[Item]:
+    if isinstance(items, AsyncIterable):
+        async for item in items:
+            yield item
+    else:
+        for item in items:
+            yield item
+
+
+def _sound(doc: Document) -> Document:
+    error = wire.error_of(doc)
+    if error is not None:
+        raise error
+    return doc
+
+
+def _translated(error: grpc.aio.AioRpcError, address: str) -> ClipflowError:
+    code = error.code()
+    if code == grpc.StatusCode.DEADLINE_EXCEEDED:
+        return Timeout(f'{address} did not answer in time')
+    if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
+        return Unavailable(f'{address} cannot be reached; is the service running ("clipflow serve")?')
+    if code == grpc.StatusCode.RESOURCE_EXHAUSTED:
+        return TooLarge('the request is larger than the service takes; send fewer or smaller documents at once')
+    return Internal(f'{address} failed: {code.name.lower()}: {str(error.details())[:200]}')

@@ -1,0 +1,113 @@
+"""The client for ordinary code: the asyncio client on an event loop of its own, in a thread of its own.
+
+So it also works inside a notebook, where a loop is running already, and from many threads at once.
+"""
+
+import asyncio
+import threading
+from collections.abc import Coroutine, Iterable, Iterator, Sequence
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import numpy as np
+from docarray import Document, DocumentArray
+from numpy.typing import NDArray
+
+from clipflow_client.aio import AsyncClient
+from clipflow_client.items import Item
+from clipflow_client.results import Match, Outcome
+
+T = TypeVar('T')
+
+
+class Client:
+    """See `AsyncClient`: the same calls, blocking."""
+
+    def __init__(self, address: str = '127.0.0.1:51000', *, timeout: float = 120.0, retries: int = 8) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name='clipflow-client', daemon=True)
+        self._thread.start()
+        self._client = self._wait(_make(address, timeout, retries))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the channel and end the thread."""
+        if not self._loop.is_closed():
+            self._wait(self._client.close())
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
+
+    def search(self, query: Item, **parameters: Any) -> list[Match]:
+        """See `AsyncClient.search`."""
+        return self._wait(self._client.search(query, **parameters))
+
+    def search_many(self, queries: Sequence[Item], **parameters: Any) -> list[list[Match]]:
+        """See `AsyncClient.search_many`."""
+        return self._wait(self._client.search_many(queries, **parameters))
+
+    def encode(self, items: Sequence[Item], **parameters: Any) -> NDArray[np.float32]:
+        """See `AsyncClient.encode`."""
+        return self._wait(self._client.encode(items, **parameters))
+
+    def index(self, items: Iterable[Item], **parameters: Any) -> list[Outcome]:
+        """Store items and return what became of each. For more than memory holds, see `index_iter`."""
+        return list(self.index_iter(items, **parameters))
+
+    def index_iter(self, items: Iterable[Item], **parameters: Any) -> Iterator[Outcome]:
+        """Store items, any number of them, in constant memory; yields what became of each, as it is known."""
+        outcomes = self._client.index(items, **parameters)
+        try:
+            while (outcome := self._wait(_next(outcomes))) is not None:
+                yield outcome
+        finally:
+            self._wait(outcomes.aclose())  # type: ignore[attr-defined]
+
+    def update(self, tags: dict[str, dict[str, Any]]) -> list[Outcome]:
+        """See `AsyncClient.update`."""
+        return self._wait(self._client.update(tags))
+
+    def get(self, ids: Sequence[str], **parameters: Any) -> dict[str, Document]:
+        """See `AsyncClient.get`."""
+        return self._wait(self._client.get(ids, **parameters))
+
+    def delete(self, ids: Sequence[str] = (), filter: dict[str, Any] | None = None) -> int:
+        """See `AsyncClient.delete`."""
+        return self._wait(self._client.delete(ids, filter))
+
+    def clear(self) -> int:
+        """See `AsyncClient.clear`."""
+        return self._wait(self._client.clear())
+
+    def status(self) -> dict[str, dict[str, Any]]:
+        """See `AsyncClient.status`."""
+        return self._wait(self._client.status())
+
+    def post(self, endpoint: str, docs: DocumentArray, parameters: dict[str, Any] | None = None) -> DocumentArray:
+        """See `AsyncClient.post`."""
+        return self._wait(self._client.post(endpoint, docs, parameters))
+
+    def _wait(self, call: Coroutine[Any, Any, T]) -> T:
+        future = asyncio.run_coroutine_threadsafe(call, self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+
+async def _make(address: str, timeout: float, retries: int) -> AsyncClient:
+    """The channel belongs to the loop in which it is made."""
+    return AsyncClient(address, timeout=timeout, retries=retries)
+
+
+async def _next(outcomes: Any) -> Outcome | None:
+    try:
+        return await anext(outcomes)
+    except StopAsyncIteration:
+        return None

@@ -1,0 +1,51 @@
+"""From what people have in hand (a sentence, a file, bytes, an array) to a Document."""
+
+import os
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from docarray import Document
+from numpy.typing import NDArray
+
+from clipflow.errors import InvalidDocument
+
+Item: TypeAlias = str | os.PathLike[str] | bytes | NDArray[Any] | Document
+"""A text, the path of a picture (a `Path`, never a string), encoded picture bytes, an array, or a ready Document.
+
+An array with one axis is an embedding; one of shape (height, width, 3) is a picture.
+"""
+
+
+def document(item: Item) -> Document:
+    """The Document of one item; a file is read here, its path becomes the `uri`, and its id.
+
+    Raises:
+        InvalidDocument: empty content, an unreadable file, or something else altogether.
+    """
+    if isinstance(item, Document):
+        return item
+    if isinstance(item, str):
+        if not item:
+            raise InvalidDocument('the text is empty')
+        return Document(text=item)
+    if isinstance(item, bytes):
+        if not item:
+            raise InvalidDocument('the picture has no bytes')
+        return Document(blob=item)
+    if isinstance(item, os.PathLike):
+        return _file(Path(item))
+    if isinstance(item, np.ndarray):
+        return Document(embedding=item.astype(np.float32)) if item.ndim == 1 else Document(tensor=item)
+    raise InvalidDocument(f'a {type(item).__name__} is neither a text, a path, bytes, an array nor a Document')
+
+
+def _file(path: Path) -> Document:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InvalidDocument(f'{path} cannot be read: {error.strerror}') from None
+    if not content:
+        raise InvalidDocument(f'{path} is empty')
+    absolute = path.absolute()
+    return Document(id=str(absolute), blob=content, uri=absolute.as_uri())

@@ -1,0 +1,40 @@
+"""What calls return."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from docarray import Document
+
+from clipflow import wire
+from clipflow.errors import ClipflowError
+
+
+@dataclass(frozen=True)
+class Match:
+    """One result of a search: cosine in [-1, 1], higher is better; `thumbnail` (WebP) only where it was asked for."""
+
+    id: str
+    score: float
+    uri: str = ''
+    text: str = ''
+    tags: dict[str, Any] = field(default_factory=dict)
+    thumbnail: bytes = b''
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one document that was written: `error` is None if it is stored."""
+
+    id: str
+    error: ClipflowError | None = None
+
+
+def match_of(doc: Document) -> Match:
+    """From a match on the wire; the score is exact to 6 decimals."""
+    score = round(doc.scores['cosine'].value, 6) if 'cosine' in doc.scores else 0.0
+    return Match(doc.id, score, doc.uri or '', doc.text or '', wire.plain_tags(doc), doc.blob or b'')
+
+
+def outcome_of(doc: Document) -> Outcome:
+    """From a reply to a write."""
+    return Outcome(doc.id, wire.error_of(doc))

@@ -1,0 +1,251 @@
+"""The door of the Flow: every request, by gRPC or HTTP, is checked here and gets its deadline.
+
+Jina's own gateway would pass unknown endpoints silently, raise network errors out of a stream, and send traces to
+clients. The door replaces its request function and stands before its gRPC services.
+"""
+
+import asyncio
+import logging
+import re
+import time
+from collections.abc import AsyncIterator
+from typing import Any, Protocol, cast
+
+from docarray import Document, DocumentArray
+from google.protobuf.json_format import Error as JsonError
+from google.protobuf.message import DecodeError
+from grpc import StatusCode
+from jina import __version__ as jina_version
+from jina.excepts import InternalNetworkError
+from jina.proto import jina_pb2
+from jina.serve.executors import __dry_run_endpoint__
+from jina.serve.runtimes.gateway.request_handling import GatewayRequestHandler
+from jina.types.request.data import DataRequest
+
+from clipflow import __version__, errors, wire
+from clipflow.errors import (
+    ClipflowError,
+    Internal,
+    InvalidDocument,
+    InvalidParameter,
+    NotReady,
+    Overloaded,
+    Timeout,
+    TooLarge,
+    Unavailable,
+)
+from clipflow.settings import GatewaySettings
+
+_DEPLOYMENT = re.compile(r'deployment (\w+)')
+_OWNER = '_clipflow_stream_tasks'
+
+
+class _Call(Protocol):
+    """What of gRPC's servicer context is used."""
+
+    def invocation_metadata(self) -> Any: ...
+
+    def time_remaining(self) -> float | None: ...
+
+
+class Door:
+    """Stands in for Jina's request handler in the gateway's servers.
+
+    Args:
+        handler: Jina's own, which knows the way through the Flow.
+        settings: limits of the gateway.
+        prefetch: requests of one stream that are inside at once; a client may ask for less, not for more.
+        log: for what goes wrong.
+    """
+
+    def __init__(
+        self, handler: GatewayRequestHandler, settings: GatewaySettings, prefetch: int, log: logging.Logger
+    ) -> None:
+        self._handler = handler
+        self._settings = settings
+        self._prefetch = prefetch
+        self._log = log
+        self.streamer = handler.streamer
+        self.executor = handler.executor
+        self.inside = 0
+        requests = self.streamer._streamer
+        self._forward = requests._request_handler
+        self._finish = requests._result_handler
+        requests._request_handler = self._admit
+        self.Call = self.stream
+
+    # -- gRPC services ------------------------------------------------------------------------------------------------
+
+    async def stream(self, request_iterator: AsyncIterator[DataRequest], context: _Call) -> AsyncIterator[DataRequest]:
+        """JinaRPC: requests of one client, `prefetch` of them inside at once. When the client goes, so do they."""
+        metadata = dict(context.invocation_metadata() or ())
+        asked = metadata.get('__prefetch__', '')
+        tasks: set[asyncio.Future[DataRequest]] = set()
+
+        async def arriving() -> AsyncIterator[DataRequest]:
+            async for request in request_iterator:
+                self._limit_time(request, context)
+                setattr(request, _OWNER, tasks)
+                yield request
+
+        try:
+            async for reply in self.streamer._streamer.stream(
+                arriving(),
+                results_in_order=metadata.get('__results_in_order__') == 'true',
+                prefetch=min(self._prefetch, int(asked)) if str(asked).isdigit() and int(asked) else self._prefetch,
+            ):
+                yield reply
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def process_single_data(self, request: DataRequest, context: _Call | None = None) -> DataRequest:
+        """JinaSingleDataRequestRPC: one request, one reply."""
+        if context is not None:
+            self._limit_time(request, context)
+        return cast(DataRequest, self._finish(await self._answer(request)))
+
+    async def dry_run(self, empty: Any, context: Any) -> Any:
+        """`Client.is_flow_ready()`: whether an empty request passes through every stage."""
+        request = DataRequest()
+        request.header.exec_endpoint = __dry_run_endpoint__
+        request.data.docs = DocumentArray([Document()])
+        return (await self._answer(request)).proto.header.status
+
+    async def endpoint_discovery(self, empty: Any, context: Any) -> Any:
+        """What the Executors bind."""
+        return await self._handler.endpoint_discovery(empty, context)
+
+    async def _status(self, empty: Any, context: Any) -> jina_pb2.JinaInfoProto:
+        """Versions only; Jina would send the environment."""
+        return jina_pb2.JinaInfoProto(jina={'jina': jina_version, 'clipflow': __version__})
+
+    async def close(self) -> None:
+        """Let what is inside finish."""
+        await self._handler.close()
+
+    # -- HTTP ---------------------------------------------------------------------------------------------------------
+
+    async def call(self, endpoint: str, docs: DocumentArray, parameters: dict[str, Any]) -> DocumentArray:
+        """One request from our own HTTP application; retries what may pass, since all requests are idempotent.
+
+        Raises:
+            ClipflowError: what the Flow answered.
+        """
+        for pause in (0.1, 0.5, None):
+            request = DataRequest()
+            request.header.exec_endpoint = endpoint
+            request.parameters = parameters
+            request.data.docs = docs
+            reply = await self.process_single_data(request)
+            if reply.status.code != jina_pb2.StatusProto.ERROR:
+                return reply.docs
+            error = errors.from_description(reply.status.description)
+            if pause is None or not isinstance(error, Unavailable):
+                raise error
+            await asyncio.sleep(pause)
+        raise AssertionError('unreachable')
+
+    # -- every request ------------------------------------------------------------------------------------------------
+
+    def _limit_time(self, request: DataRequest, context: _Call) -> None:
+        remaining = context.time_remaining()
+        if remaining is not None and wire.DEADLINE not in request.proto_wo_data.parameters:
+            request.proto_wo_data.parameters[wire.DEADLINE] = time.time() + remaining
+
+    def _admit(self, request: DataRequest, return_type: Any = None) -> tuple['asyncio.Future[DataRequest]', None]:
+        task = asyncio.ensure_future(self._answer(request))
+        tasks: set[asyncio.Future[DataRequest]] | None = getattr(request, _OWNER, None)
+        if tasks is not None:
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+        return task, None
+
+    async def _answer(self, request: DataRequest) -> DataRequest:
+        size = len(request.buffer or b'')
+        try:
+            deadline = self._check(request, size)
+            if self.inside >= self._settings.max_in_flight:
+                raise Overloaded(f'{self.inside} requests are being served; try again a little later')
+            self.inside += 1
+            try:
+                async with asyncio.timeout(deadline - time.time()):
+                    reply: DataRequest = await self._forward(request, DocumentArray)[0]
+            finally:
+                self.inside -= 1
+            if reply.status.code != jina_pb2.StatusProto.ERROR:
+                return reply
+            raise self._executor_error(reply)
+        except ClipflowError as error:
+            return _refusal(request, error)
+        except InternalNetworkError as error:
+            return _refusal(request, _network_error(error))
+        except TimeoutError:
+            return _refusal(
+                request, Timeout('the deadline of this request has passed; ask for less or allow more time')
+            )
+        except Exception:
+            self._log.exception('request %s failed in the gateway', request.header.request_id)
+            return _refusal(request, Internal(f'the gateway failed; see its log under {request.header.request_id}'))
+
+    def _check(self, request: DataRequest, size: int) -> float:
+        """Refuse what cannot be served, before any work; returns the deadline in seconds since the epoch."""
+        if size > self._settings.max_request_bytes:
+            limit = self._settings.max_request_bytes
+            raise TooLarge(f'the request has {size:,} bytes, more than the {limit:,} allowed; send fewer at once')
+        try:
+            header, struct = request.header, request.proto_wo_data.parameters
+            given = request.parameters
+        except (DecodeError, JsonError, ValueError):
+            raise InvalidParameter('the request cannot be read (numbers not finite, nested too deeply?)') from None
+        if header.exec_endpoint == __dry_run_endpoint__:
+            return time.time() + self._settings.request_timeout
+        for name in [name for name in struct if name in ('__results__', wire.MODEL_NAME)]:
+            del struct[name]
+        header.exec_endpoint, model = wire.parse_endpoint(header.exec_endpoint)
+        parameters = wire.ENDPOINTS[header.exec_endpoint].parse(given)
+        parameters.check_deadline()
+        deadline = parameters.deadline or time.time() + self._settings.request_timeout
+        struct[wire.DEADLINE] = deadline
+        struct[wire.REQUEST_ID] = header.request_id
+        if model:
+            struct[wire.MODEL_NAME] = model
+        return deadline
+
+    def _executor_error(self, reply: DataRequest) -> ClipflowError:
+        status = reply.status
+        error = errors.from_description(status.description)
+        if status.exception.name == type(error).__name__:
+            return error
+        # It arose in Jina before our code had it; a Document that cannot be read is the only known cause.
+        trace = ''.join(status.exception.stacks)
+        self._log.error('request %s: %s\n%s', reply.header.request_id, status.description, trace)
+        if 'from_protobuf' in trace or 'json_format' in trace:
+            return InvalidDocument(
+                'the request holds a document that cannot be read (NaN in its tags, a foreign array?)'
+            )
+        return Internal(f'a stage failed; see its log under {reply.header.request_id}')
+
+
+def _refusal(request: DataRequest, error: ClipflowError) -> DataRequest:
+    """A reply without documents: `code: sentence`, no trace."""
+    reply = DataRequest()
+    reply.header.CopyFrom(request.header)
+    reply.routes.extend(request.routes)
+    status = reply.header.status
+    status.code = jina_pb2.StatusProto.ERROR
+    status.description = repr(error)
+    status.exception.name = type(error).__name__
+    return reply
+
+
+def _network_error(error: InternalNetworkError) -> ClipflowError:
+    found = _DEPLOYMENT.search(error.details() or '')
+    stage = f'the {found[1]}' if found else 'a stage'
+    if error.code() == StatusCode.DEADLINE_EXCEEDED:
+        return Timeout(f'{stage} did not answer in time')
+    if error.code() in (StatusCode.UNAVAILABLE, StatusCode.CANCELLED, StatusCode.UNKNOWN):
+        return Unavailable(f'{stage} cannot be reached; it is starting, or it has failed and is restarted; try again')
+    if error.code() == StatusCode.RESOURCE_EXHAUSTED:
+        return TooLarge(f'a message to {stage} is too large; send fewer documents at once')
+    return NotReady(f'{stage} answers {error.code().name.lower()}; try again')

@@ -1,0 +1,266 @@
+"""Runs a Flow under supervision: Jina reads the YAML and builds the stages, this starts, watches and stops them.
+
+`jina flow` itself never restarts a stage, leaves orphans when it is terminated, and asks public hosts for its address.
+"""
+
+import os
+import re
+import signal
+import socket
+import sys
+import threading
+import time
+from argparse import Namespace
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from clipflow.errors import Conflict, InvalidParameter, NotFound, Unavailable
+from clipflow.settings import GatewaySettings
+
+_QUIET = {
+    'JINA_OPTOUT_TELEMETRY': '1',
+    'NO_VERSION_CHECK': '1',
+    'HF_HUB_DISABLE_TELEMETRY': '1',
+    'JINA_LOG_LEVEL': 'ERROR',
+    # A stage that is started again must not inherit gRPC's threads; spawned processes start clean.
+    'JINA_MP_START_METHOD': 'spawn',
+    'PYTHONWARNINGS': 'ignore:pkg_resources is deprecated',
+}
+_MAX_RESTARTS = 5
+_RESTART_WINDOW_SECONDS = 60.0
+_POLL_SECONDS = 0.1
+_GATEWAY_STOP_SECONDS = 3.0
+_STOP_SECONDS = 8.0
+
+
+class StageFailed(Unavailable):
+    """A stage did not start, or died too often; the service stops."""
+
+
+def quiet_environment() -> None:
+    """No telemetry, no version check: to be called before Jina is imported."""
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+
+
+def load_flow(path: Path, settings: GatewaySettings) -> dict[str, Any]:
+    """The YAML of a Flow with host and ports from the environment and paths that hold from any directory.
+
+    Raises:
+        NotFound, InvalidParameter: there is no such file, or it is no Flow.
+    """
+    try:
+        flow = yaml.safe_load(path.read_text(encoding='utf-8'))
+    except OSError as error:
+        raise NotFound(f'the Flow {path} cannot be read: {error.strerror}') from None
+    except yaml.YAMLError as error:
+        raise InvalidParameter(f'{path} is not valid YAML: {str(error).splitlines()[0]}') from None
+    if not isinstance(flow, dict) or flow.get('jtype') != 'Flow':
+        raise InvalidParameter(f'{path} is not a Flow (its first line is "jtype: Flow")')
+    gateway = flow.setdefault('gateway', {})
+    for part in [gateway, *flow.get('executors', [])]:
+        if isinstance(part.get('uses'), str) and (path.parent / part['uses']).exists():
+            part['uses'] = str((path.parent / part['uses']).resolve())
+    if 'host' in settings.model_fields_set:
+        gateway['host'] = settings.host
+    ports = {'grpc': ('grpc_port', settings.grpc_port), 'http': ('http_port', settings.http_port)}
+    for position, protocol in enumerate(gateway.get('protocol', [])):
+        name, port = ports.get(str(protocol).lower(), ('', 0))
+        if name in settings.model_fields_set:
+            gateway['port'][position] = port
+    return flow
+
+
+class Stage:
+    """One process of the Flow."""
+
+    def __init__(self, args: Namespace) -> None:
+        self.args = args
+        self.name = str(args.name)
+        self.restarts: deque[float] = deque(maxlen=_MAX_RESTARTS)
+        self.ready = False
+        self._pod: Any = None
+
+    def start(self) -> None:
+        """Start the process; it becomes ready later."""
+        from jina.orchestrate.pods.factory import PodFactory
+
+        self.args.noblock_on_start = True
+        self.ready = False
+        self._pod = PodFactory.build_pod(self.args)
+        self._pod.worker._target = _run_stage
+        self._pod.start()
+
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        return int(self._pod.worker.pid)
+
+    def is_alive(self) -> bool:
+        """Whether the process runs."""
+        return bool(self._pod.worker.is_alive())
+
+    def has_become_ready(self) -> bool:
+        """True once after each start."""
+        if not self.ready and self._pod.is_ready.is_set():
+            self.ready = True
+            return True
+        return False
+
+    def failed_to_start(self) -> bool:
+        """Whether it gave up before it was ready."""
+        return not self.ready and bool(self._pod.is_shutdown.is_set())
+
+    def end(self) -> str:
+        """How the process ended, for people."""
+        code = self._pod.worker.exitcode
+        return f'signal {signal.Signals(-code).name}' if code is not None and code < 0 else f'exit code {code}'
+
+    def terminate(self) -> None:
+        """Ask it to stop."""
+        if self.is_alive():
+            self._pod.worker.terminate()
+
+    def wait(self, until: float) -> None:
+        """Wait for its end; what is still there at `until` (monotonic seconds) is killed."""
+        self._pod.worker.join(max(0.0, until - time.monotonic()))
+        if self.is_alive():
+            say(f'{self.name} does not stop; killing it')
+            self._pod.worker.kill()
+            self._pod.worker.join()
+
+
+def _run_stage(**given: Any) -> None:
+    """The process of a stage: Jina's own, on the faster event loop that its command line would choose."""
+    import uvloop
+    from jina.serve.executors.run import run
+
+    uvloop.install()
+    run(**given)
+
+
+def serve(path: Path, settings: GatewaySettings) -> None:
+    """Serve the Flow until SIGTERM or SIGINT.
+
+    Raises:
+        StageFailed: a stage did not start, or died more than five times within a minute.
+        ClipflowError: the Flow cannot be read, or a port is taken.
+    """
+    quiet_environment()
+    flow = load_flow(path, settings)
+    gateway = flow['gateway']
+    for port in gateway.get('port', []):
+        _check_port(str(gateway.get('host', '127.0.0.1')), int(port))
+    stages = _stages(flow)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):  # after Jina is imported, which takes SIGINT for itself
+        signal.signal(number, lambda *_: stop.set())
+    say('starting ' + ', '.join(stage.name for stage in stages))
+    try:
+        for stage in stages:
+            stage.start()
+        _watch(stages, gateway, stop)
+    finally:
+        _stop(stages)
+
+
+def _stages(flow: dict[str, Any]) -> list[Stage]:
+    from jina import Flow
+
+    built = Flow.load_config(yaml.safe_dump(flow, sort_keys=False))
+    built.build(copy_flow=False)
+    found = []
+    for _, deployment in built:
+        if not deployment.external:
+            parts = deployment.pod_args
+            single = [parts[name] for name in ('uses_before', 'uses_after', 'head', 'gateway') if parts.get(name)]
+            found += [Stage(args) for args in [*(a for group in parts['pods'].values() for a in group), *single]]
+    unique = {stage.name: stage for stage in found}
+    for stage in unique.values():
+        stage.name = re.sub(r'/rep-0$', '', stage.name) if _is_alone(stage, list(unique)) else stage.name
+    return list(unique.values())
+
+
+def _is_alone(stage: Stage, names: list[str]) -> bool:
+    return sum(name.split('/')[0] == stage.name.split('/')[0] for name in names) == 1
+
+
+def _watch(stages: list[Stage], gateway: dict[str, Any], stop: threading.Event) -> None:
+    serving = False
+    while not stop.wait(_POLL_SECONDS):
+        for stage in stages:
+            if stage.has_become_ready():
+                say(f'{stage.name} is ready (pid {stage.pid})')
+            elif stage.failed_to_start() and not stage.restarts:
+                raise StageFailed(f'the stage {stage.name} did not start; its own message stands above')
+            elif not stage.is_alive():
+                _restart(stage)
+        if not serving and all(stage.ready for stage in stages) and _answers(gateway):
+            serving = True
+            host = gateway.get('host', '127.0.0.1')
+            pairs = zip(gateway.get('protocol', []), gateway.get('port', []), strict=False)
+            say('serving ' + ', '.join(f'{str(protocol).lower()}://{host}:{port}' for protocol, port in pairs))
+
+
+def _answers(gateway: dict[str, Any]) -> bool:
+    """Whether a request passes through every stage: the gateway may still be looking for one that came up late."""
+    import grpc
+    from jina.proto import jina_pb2
+
+    ports = dict(
+        zip((str(name).lower() for name in gateway.get('protocol', [])), gateway.get('port', []), strict=False)
+    )
+    if 'grpc' not in ports:
+        return True
+    host = str(gateway.get('host', '127.0.0.1')).replace('0.0.0.0', '127.0.0.1')
+    with grpc.insecure_channel(f'{host}:{ports["grpc"]}', options=[('grpc.enable_http_proxy', 0)]) as channel:
+        probe = channel.unary_unary(
+            '/jina.JinaGatewayDryRunRPC/dry_run',
+            request_serializer=lambda _: b'',
+            response_deserializer=jina_pb2.StatusProto.FromString,
+        )
+        try:
+            return bool(probe(None, timeout=5).code == jina_pb2.StatusProto.SUCCESS)
+        except grpc.RpcError:
+            return False
+
+
+def _restart(stage: Stage) -> None:
+    now = time.monotonic()
+    if len(stage.restarts) == _MAX_RESTARTS and now - stage.restarts[0] < _RESTART_WINDOW_SECONDS:
+        raise StageFailed(f'the stage {stage.name} died {_MAX_RESTARTS + 1} times within a minute')
+    stage.restarts.append(now)
+    say(f'{stage.name} died ({stage.end()}); starting it again')
+    stage.start()
+
+
+def _stop(stages: list[Stage]) -> None:
+    """The gateway first, so that nothing new comes in, then the others; within ten seconds all are gone."""
+    say('stopping')
+    begun = time.monotonic()
+    started = [stage for stage in stages if stage._pod is not None and stage._pod.worker.pid]
+    doors = [stage for stage in started if stage.name.startswith('gateway')]
+    for group, seconds in ((doors, _GATEWAY_STOP_SECONDS), (started, _STOP_SECONDS)):
+        for stage in group:
+            stage.terminate()
+        for stage in group:
+            stage.wait(begun + seconds)
+
+
+def _check_port(host: str, port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise Conflict(
+                f'cannot listen on {host}:{port} ({error.strerror}); set CLIPFLOW_GRPC_PORT or CLIPFLOW_HTTP_PORT'
+            ) from None
+
+
+def say(sentence: str) -> None:
+    """One line for people, on standard error."""
+    print(f'clipflow: {sentence}', file=sys.stderr, flush=True)

@@ -1,0 +1,37 @@
+"""What all commands that speak to a service share: its address, and how to open it."""
+
+import argparse
+import contextlib
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from clipflow_client import Client
+
+_PORT_VARIABLE = 'CLIPFLOW_GRPC_PORT'
+
+
+def add_address(command: argparse.ArgumentParser) -> None:
+    """Add `--host`."""
+    default = f'127.0.0.1:{os.environ.get(_PORT_VARIABLE, "51000")}'
+    command.add_argument('--host', default=default, metavar='HOST:PORT', help=f'gRPC of the service ({default})')
+
+
+@contextlib.contextmanager
+def opened(given: argparse.Namespace) -> Iterator['Client']:
+    """A client of the service."""
+    warnings.filterwarnings('ignore', message='pkg_resources is deprecated')
+    os.environ.setdefault('JINA_OPTOUT_TELEMETRY', '1')
+    os.environ.setdefault('NO_VERSION_CHECK', '1')
+    from clipflow_client import Client
+
+    with Client(given.host) as client:
+        yield client
+
+
+def warn(sentence: str) -> None:
+    """A line on standard error."""
+    print(sentence, file=sys.stderr)

@@ -1,0 +1,33 @@
+"""The contract of a vector index: keys and unit vectors in, the best keys out."""
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+TIE = 1e-6
+"""Scores closer than this are equal: float32 sums differ by their order, and results must not."""
+
+Ranked = tuple[NDArray[np.int64], NDArray[np.float64]]
+"""Keys [n] and their cosines [n], best first."""
+
+
+class VectorIndex(Protocol):
+    """Vectors of one model under int64 keys. N vectors, Q queries, D dimensions. Not safe for concurrent use."""
+
+    def put(self, keys: NDArray[np.int64], vectors: NDArray[np.float32]) -> None:
+        """Add or replace [N] keys with [N, D] unit vectors."""
+        ...
+
+    def remove(self, keys: NDArray[np.int64]) -> None:
+        """Remove keys; unknown ones are ignored."""
+        ...
+
+    def search(self, queries: NDArray[np.float32], limit: int, allowed: NDArray[np.int64] | None) -> list[Ranked]:
+        """For each of [Q, D] the `limit` best among the allowed keys (None: all), and whatever ties with the last.
+
+        Fewer only when fewer are allowed.
+        """
+        ...
+
+    def __len__(self) -> int: ...

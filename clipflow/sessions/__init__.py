@@ -1,0 +1,1 @@
+"""Models on runtimes: one module a runtime, one Protocol (base), one table (registry)."""

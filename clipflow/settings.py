@@ -1,0 +1,172 @@
+"""Settings: one frozen class a room. `CLIPFLOW_*` in the environment wins over YAML `with:`, that over the default.
+
+Every field's description is the text of docs/configuration.md, which is generated from these classes.
+"""
+
+import difflib
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+
+from clipflow import ROOT
+from clipflow.errors import InvalidParameter
+
+PREFIX = 'CLIPFLOW_'
+MEGABYTE = 1024 * 1024
+
+
+class Settings(BaseSettings):
+    """What every process knows. `load` is the way in: it turns faults into one clear sentence."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_ignore_empty=True, frozen=True, extra='forbid', protected_namespaces=()
+    )
+
+    log_format: Literal['text', 'json'] = Field(
+        'text', description='Log lines for people or as JSON, one object a line.'
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment first, then what YAML or the caller gives."""
+        return env_settings, init_settings
+
+    @classmethod
+    def load(cls, **given: Any) -> Self:
+        """Settings from the environment and `given` (YAML `with:`).
+
+        Raises:
+            InvalidParameter: names every faulty setting, its value and what is expected.
+        """
+        try:
+            return cls(**given)
+        except ValidationError as error:
+            raise InvalidParameter('; '.join(cls._sentence(item, given) for item in error.errors())) from None
+
+    @classmethod
+    def _sentence(cls, item: Any, given: dict[str, Any]) -> str:
+        name = str(item['loc'][0]) if item['loc'] else ''
+        if item['type'] == 'extra_forbidden':
+            near = difflib.get_close_matches(name, cls.model_fields, 1)
+            hint = f'; did you mean {near[0]!r}?' if near else ''
+            return f'unknown setting {name!r}{hint}'
+        variable = PREFIX + name.upper()
+        origin = variable if variable in os.environ else f'setting {name!r}'
+        return f'{origin}={item["input"]!r} is not valid: {item["msg"][:1].lower()}{item["msg"][1:]}'
+
+
+class RoomSettings(Settings):
+    """What every Executor knows."""
+
+    model: str = Field(
+        str(ROOT / 'models' / 'clip-mini'),
+        description='Model: a local directory, a hub name, or a clip-as-service or open_clip name such as '
+        '`ViT-B-32::laion2b_s34b_b79k`.',
+    )
+    queue_limit: int = Field(
+        256, ge=1, description='Requests that may wait in one stage; one more is answered `overloaded`.'
+    )
+
+    @field_validator('model')
+    @classmethod
+    def _not_a_variable(cls, value: str) -> str:
+        if value.startswith('$'):
+            raise ValueError(f'the variable {value} is not set; Jina leaves its name in place')
+        return value
+
+
+class PreprocessorSettings(RoomSettings):
+    """Settings of the preprocessor."""
+
+    file_roots: Annotated[tuple[Path, ...], NoDecode] = Field(
+        (), description='Directories below which `file:` URIs may be read, separated by `:`; none by default.'
+    )
+    allow_http: bool = Field(False, description='Fetch `http:` and `https:` URIs of public addresses.')
+    http_timeout: float = Field(10.0, gt=0, description='Seconds for one fetch, redirects included.')
+    max_bytes: int = Field(32 * MEGABYTE, ge=1, description='Largest encoded picture, in bytes.')
+    max_pixels: int = Field(
+        100_000_000, ge=1, description='Largest picture, width times height, checked before decoding.'
+    )
+    max_characters: int = Field(100_000, ge=1, description='Longest text, in characters.')
+    threads: int = Field(0, ge=0, description='Threads that decode pictures; 0: the cores divided by the replicas.')
+
+    @field_validator('file_roots', mode='before')
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return tuple(Path(part) for part in value.split(os.pathsep) if part) if isinstance(value, str) else value
+
+
+class EncoderSettings(RoomSettings):
+    """Settings of the encoder."""
+
+    runtime: Literal['auto', 'torch', 'fake'] = Field(
+        'auto', description='`torch`, or `fake` (deterministic vectors without weights, for tests); `auto` takes torch.'
+    )
+    device: Literal['auto', 'cpu'] = Field('auto', description='Where the model runs.')
+    precision: Literal['auto', 'float32'] = Field('auto', description='Number format of the model; `auto` is float32.')
+    batch_size: int = Field(32, ge=1, le=4096, description='Items that pass through the model at once.')
+    threads: int = Field(0, ge=0, description='Threads of the model; 0: the cores divided by the replicas.')
+
+
+class IndexerSettings(RoomSettings):
+    """Settings of the indexer."""
+
+    workspace: Path = Field(
+        ROOT / 'workspace', description='Directory of the stored documents; `workspace/` beside flow.yml.'
+    )
+    index_kind: Literal['auto', 'flat'] = Field('auto', description='Kind of index; `auto` is flat (exact).')
+
+    @field_validator('workspace', mode='after')
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        return value.expanduser() if value.expanduser().is_absolute() else ROOT / value
+
+
+class RankerSettings(RoomSettings):
+    """Settings of the ranker."""
+
+
+class GatewaySettings(Settings):
+    """Settings of the gateway and of `clipflow serve`."""
+
+    host: str = Field('127.0.0.1', description='Address that the gateway binds; `0.0.0.0` opens it to the network.')
+    grpc_port: int = Field(51000, ge=1, le=65535, description='Port for gRPC. Read by `clipflow serve`.')
+    http_port: int = Field(8080, ge=1, le=65535, description='Port for HTTP. Read by `clipflow serve`.')
+    max_request_bytes: int = Field(
+        64 * MEGABYTE, ge=1, description='Largest request; one above it is answered `too-large`.'
+    )
+    max_in_flight: int = Field(512, ge=1, description='Requests inside the Flow; one more is answered `overloaded`.')
+    request_timeout: float = Field(
+        600.0, gt=0, description='Seconds until a request without a deadline of its own is given up.'
+    )
+
+
+ALL: tuple[type[Settings], ...] = (
+    PreprocessorSettings,
+    EncoderSettings,
+    IndexerSettings,
+    RankerSettings,
+    GatewaySettings,
+)
+
+
+def unknown_variables() -> list[str]:
+    """Sentences about `CLIPFLOW_*` variables that no room reads, each with the nearest known name."""
+    known = {PREFIX + name.upper() for settings in ALL for name in settings.model_fields}
+    sentences = []
+    for name in sorted(os.environ):
+        if name.startswith(PREFIX) and name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f'; did you mean {near[0]}?' if near else ''
+            sentences.append(f'the environment variable {name} is not known to clipflow{hint}')
+    return sentences

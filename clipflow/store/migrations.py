@@ -1,0 +1,48 @@
+"""The schema, as numbered steps. `PRAGMA user_version` counts those taken; a released step never changes."""
+
+import sqlite3
+from collections.abc import Callable
+
+from clipflow.errors import Conflict
+
+
+def _m001_documents(db: sqlite3.Connection) -> None:
+    db.execute('CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID')
+    # AUTOINCREMENT: the key of a deleted document is never given to another one.
+    db.execute(
+        'CREATE TABLE documents ('
+        ' key INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, sequence INTEGER NOT NULL,'
+        ' text TEXT NOT NULL, uri TEXT NOT NULL, tags TEXT NOT NULL, vector BLOB NOT NULL)'
+    )
+    # Apart from the documents, so that a scan of vectors or tags does not read past pictures.
+    db.execute(
+        'CREATE TABLE thumbnails ('
+        ' key INTEGER PRIMARY KEY REFERENCES documents (key) ON DELETE CASCADE, webp BLOB NOT NULL)'
+    )
+
+
+STEPS: tuple[Callable[[sqlite3.Connection], None], ...] = (_m001_documents,)
+
+
+def migrate(db: sqlite3.Connection) -> None:
+    """Bring the database to the newest schema, in one transaction.
+
+    Raises:
+        Conflict: a newer clipflow has written it.
+    """
+    version = int(db.execute('PRAGMA user_version').fetchone()[0])
+    if version > len(STEPS):
+        raise Conflict(
+            f'this workspace has schema {version}, written by a newer clipflow; this one knows up to {len(STEPS)}'
+        )
+    if version == len(STEPS):
+        return
+    db.execute('BEGIN IMMEDIATE')
+    try:
+        for step in STEPS[version:]:
+            step(db)
+        db.execute(f'PRAGMA user_version = {len(STEPS)}')
+        db.execute('COMMIT')
+    except BaseException:
+        db.execute('ROLLBACK')
+        raise

@@ -1,0 +1,294 @@
+"""Documents, vectors and thumbnails in SQLite (WAL, full sync): what is committed here is acknowledged, and only that.
+
+One process writes (a lock file), through one connection; every thread reads through a connection of its own.
+"""
+
+import fcntl
+import itertools
+import os
+import sqlite3
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipflow.errors import (
+    ClipflowError,
+    Conflict,
+    DimensionMismatch,
+    Internal,
+    ModelMismatch,
+    ReadOnly,
+    StorageFull,
+    Unavailable,
+)
+from clipflow.filters import REGEX_FUNCTION, Filter
+from clipflow.store.migrations import migrate
+
+_VARIABLES = 30_000
+_ROWS_PER_READ = 10_000
+_REGEX_SECONDS = 0.05
+_ERRORS: dict[int, tuple[type[ClipflowError], str]] = {
+    sqlite3.SQLITE_FULL: (
+        StorageFull,
+        'no space is left on the disk of the workspace; nothing of this request is stored',
+    ),
+    sqlite3.SQLITE_READONLY: (ReadOnly, 'the workspace cannot be written to; check its permissions'),
+    sqlite3.SQLITE_CANTOPEN: (ReadOnly, 'the database of the workspace cannot be opened; check its permissions'),
+    sqlite3.SQLITE_IOERR: (Unavailable, 'the disk of the workspace reports an error; see the log of the system'),
+    sqlite3.SQLITE_CORRUPT: (Internal, 'the database of the workspace is damaged; restore it from a backup'),
+    sqlite3.SQLITE_NOTADB: (Internal, 'the file documents.db in the workspace is not a database'),
+}
+
+
+@dataclass(frozen=True)
+class Record:
+    """One stored document. `tags` is JSON text; `vector` is float32 of unit length, [D]."""
+
+    id: str
+    text: str
+    uri: str
+    tags: str
+    vector: NDArray[np.float32] | None = None
+    thumbnail: bytes | None = None
+    key: int = 0
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        code = getattr(error, 'sqlite_errorcode', 0) & 0xFF
+        kind, sentence = _ERRORS.get(code, (Internal, f'the store failed: {error}'))
+        raise kind(sentence) from error
+
+
+class Store:
+    """The documents of one shard, in `directory`.
+
+    Raises (on opening):
+        Conflict: another process has the workspace, or a newer clipflow wrote it.
+        ModelMismatch: its vectors were made with another model.
+        ReadOnly: it cannot be written.
+    """
+
+    def __init__(self, directory: Path, fingerprint: str, model: str) -> None:
+        self.directory = directory
+        self._lock_file: int | None = _lock(directory)
+        self._local = threading.local()
+        self._writing = threading.Lock()
+        self._all: list[sqlite3.Connection] = []
+        try:
+            with _translated():
+                self._db = self._connect()
+                migrate(self._db)
+            self._claim(fingerprint, model)
+        except BaseException:
+            self.close()
+            raise
+
+    def _connect(self) -> sqlite3.Connection:
+        db = sqlite3.connect(self.directory / 'documents.db', isolation_level=None, check_same_thread=False, timeout=30)
+        self._all.append(db)
+        for pragma in ('journal_mode = WAL', 'synchronous = FULL', 'foreign_keys = ON', 'cache_size = -32000'):
+            db.execute(f'PRAGMA {pragma}')
+        db.create_function(REGEX_FUNCTION, 2, _regex, deterministic=True)
+        return db
+
+    def _claim(self, fingerprint: str, model: str) -> None:
+        meta = self._meta()
+        found = meta.get('fingerprint')
+        if found is None or self.count() == 0:
+            with self._transaction() as db:
+                db.execute('DELETE FROM meta')
+                db.executemany('INSERT INTO meta VALUES (?, ?)', [('fingerprint', fingerprint), ('model', model)])
+        elif found != fingerprint:
+            raise ModelMismatch(
+                f'the vectors in {self.directory} were made with the model {meta.get("model")!r} ({found}), not with '
+                f'{model!r} ({fingerprint}); set CLIPFLOW_MODEL back, or choose another CLIPFLOW_WORKSPACE'
+            )
+
+    def _meta(self) -> dict[str, str]:
+        return dict(self._read('SELECT name, value FROM meta'))
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._writing, _translated():
+            self._db.execute('BEGIN IMMEDIATE')
+            try:
+                yield self._db
+                self._db.execute('COMMIT')
+            except BaseException:
+                # A full disk may have ended the transaction already.
+                if self._db.in_transaction:
+                    self._db.execute('ROLLBACK')
+                raise
+
+    def _read(self, sql: str, parameters: Sequence[Any] = ()) -> list[Any]:
+        if not hasattr(self._local, 'db'):
+            self._local.db = self._connect()
+        with _translated():
+            found: list[Any] = self._local.db.execute(sql, parameters).fetchall()
+            return found
+
+    def upsert(self, records: Sequence[Record]) -> NDArray[np.int64]:
+        """Store all records in one transaction; returns their keys, [N]. Durable on return.
+
+        Raises:
+            DimensionMismatch: the store holds vectors of another length.
+        """
+        keys = []
+        with self._transaction() as db:
+            sequence = self._next_sequence(db)
+            for record in records:
+                assert record.vector is not None
+                blob = record.vector.astype(np.float32).tobytes()
+                self._check_dimension(db, len(blob))
+                row = db.execute(
+                    'INSERT INTO documents (id, sequence, text, uri, tags, vector) VALUES (?, ?, ?, ?, ?, ?)'
+                    ' ON CONFLICT (id) DO UPDATE SET sequence = excluded.sequence, text = excluded.text,'
+                    ' uri = excluded.uri, tags = excluded.tags, vector = excluded.vector RETURNING key',
+                    (record.id, next(sequence), record.text, record.uri, record.tags, blob),
+                ).fetchone()
+                keys.append(int(row[0]))
+                db.execute('DELETE FROM thumbnails WHERE key = ?', row)
+                if record.thumbnail:
+                    db.execute('INSERT INTO thumbnails VALUES (?, ?)', (row[0], record.thumbnail))
+        return np.array(keys, dtype=np.int64)
+
+    def _check_dimension(self, db: sqlite3.Connection, size: int) -> None:
+        row = db.execute('SELECT length(vector) FROM documents LIMIT 1').fetchone()
+        if row and row[0] != size:
+            raise DimensionMismatch(f'the store holds vectors of {row[0] // 4} dimensions, not of {size // 4}')
+
+    def _next_sequence(self, db: sqlite3.Connection) -> Iterator[int]:
+        row = db.execute('SELECT coalesce(max(sequence), 0) FROM documents').fetchone()
+        return itertools.count(int(row[0]) + 1)
+
+    def merge_tags(self, patches: Sequence[tuple[str, str]]) -> list[bool]:
+        """Merge JSON objects into the tags of ids (RFC 7396: null removes a key); tells which ids exist."""
+        with self._transaction() as db:
+            sequence = self._next_sequence(db)
+            return [
+                db.execute(
+                    'UPDATE documents SET tags = json_patch(tags, ?), sequence = ? WHERE id = ?',
+                    (patch, next(sequence), identifier),
+                ).rowcount
+                == 1
+                for identifier, patch in patches
+            ]
+
+    def delete(self, ids: Iterable[str] = (), matching: Filter | None = None) -> NDArray[np.int64]:
+        """Delete by ids or by a filter; returns the keys that are gone. Unknown ids are no error."""
+        gone: list[int] = []
+        with self._transaction() as db:
+            for some in _chunks(ids):
+                marks = ', '.join('?' * len(some))
+                gone += [r[0] for r in db.execute(f'DELETE FROM documents WHERE id IN ({marks}) RETURNING key', some)]
+            if matching is not None:
+                sql = f'DELETE FROM documents WHERE {matching.sql} RETURNING key'
+                gone += [row[0] for row in db.execute(sql, matching.parameters)]
+        return np.array(gone, dtype=np.int64)
+
+    def clear(self) -> int:
+        """Delete everything; returns how many documents there were."""
+        with self._transaction() as db:
+            return db.execute('DELETE FROM documents').rowcount
+
+    def by_keys(self, keys: Sequence[int], *, thumbnails: bool = False, vectors: bool = False) -> dict[int, Record]:
+        """Records of the keys that exist."""
+        found = [r for some in _chunks(keys) for r in self._select('d.key IN', some, thumbnails, vectors)]
+        return {record.key: record for record in found}
+
+    def by_ids(self, ids: Sequence[str], *, thumbnails: bool = False, vectors: bool = False) -> dict[str, Record]:
+        """Records of the ids that exist."""
+        found = [r for some in _chunks(ids) for r in self._select('d.id IN', some, thumbnails, vectors)]
+        return {record.id: record for record in found}
+
+    def page(
+        self, matching: Filter, limit: int, offset: int, *, thumbnails: bool = False, vectors: bool = False
+    ) -> list[Record]:
+        """Records that pass the filter, in the order in which they were first stored."""
+        sql = f'SELECT key FROM documents WHERE {matching.sql} ORDER BY key LIMIT ? OFFSET ?'
+        keys = [row[0] for row in self._read(sql, (*matching.parameters, limit, offset))]
+        records = self.by_keys(keys, thumbnails=thumbnails, vectors=vectors)
+        return [records[key] for key in keys if key in records]
+
+    def _select(self, condition: str, values: Sequence[Any], thumbnails: bool, vectors: bool) -> list[Record]:
+        picture = '(SELECT webp FROM thumbnails t WHERE t.key = d.key)' if thumbnails else 'NULL'
+        vector = 'd.vector' if vectors else 'NULL'
+        marks = ', '.join('?' * len(values))
+        columns = f'd.id, d.text, d.uri, d.tags, {vector}, {picture}, d.key'
+        sql = f'SELECT {columns} FROM documents d WHERE {condition} ({marks})'
+        return [
+            Record(i, text, uri, tags, None if blob is None else np.frombuffer(blob, dtype=np.float32), webp, key)
+            for i, text, uri, tags, blob, webp, key in self._read(sql, values)
+        ]
+
+    def matching_keys(self, matching: Filter) -> NDArray[np.int64]:
+        """Keys of all documents that pass the filter."""
+        rows = self._read(f'SELECT key FROM documents WHERE {matching.sql}', matching.parameters)
+        return np.fromiter((row[0] for row in rows), dtype=np.int64, count=len(rows))
+
+    def vectors(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        """All keys and vectors, in blocks of [n] and [n, D]."""
+        last = 0
+        while rows := self._read(
+            'SELECT key, vector FROM documents WHERE key > ? ORDER BY key LIMIT ?', (last, _ROWS_PER_READ)
+        ):
+            last = rows[-1][0]
+            matrix = np.frombuffer(b''.join(row[1] for row in rows), dtype=np.float32).reshape(len(rows), -1)
+            yield np.array([row[0] for row in rows], dtype=np.int64), matrix
+
+    def count(self) -> int:
+        """Number of documents."""
+        return int(self._read('SELECT count(*) FROM documents')[0][0])
+
+    def close(self) -> None:
+        """Close all connections and let another process in; once more does nothing."""
+        with self._writing:
+            for db in self._all:
+                db.close()
+            self._all.clear()
+            if self._lock_file is not None:
+                os.close(self._lock_file)
+                self._lock_file = None
+
+
+def _lock(directory: Path) -> int:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(directory / 'lock', os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise ReadOnly(f'the workspace {directory} cannot be written: {error.strerror}') from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise Conflict(
+            f'another process serves the workspace {directory}; stop it, or choose another CLIPFLOW_WORKSPACE'
+        ) from None
+    return descriptor
+
+
+def _regex(pattern: str, value: Any) -> bool:
+    if not isinstance(value, str):
+        return False
+    import regex
+
+    try:
+        return regex.search(pattern, value, timeout=_REGEX_SECONDS) is not None
+    except TimeoutError:
+        return False
+
+
+def _chunks(values: Iterable[Any]) -> Iterator[list[Any]]:
+    iterator = iter(values)
+    while some := list(itertools.islice(iterator, _VARIABLES)):
+        yield some

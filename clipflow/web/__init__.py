@@ -1,0 +1,1 @@
+"""HTTP: one application factory, one router a resource."""

@@ -1,0 +1,104 @@
+"""How the web application reaches the Flow, and how Documents look as JSON."""
+
+import base64
+import binascii
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from docarray import Document, DocumentArray
+
+from clipflow import wire
+from clipflow.errors import ClipflowError, InvalidDocument, InvalidParameter
+
+_MAX_DEPTH = 24
+_LARGEST = 1.7e308
+
+FlowCall = Callable[[str, DocumentArray, dict[str, Any]], Awaitable[DocumentArray]]
+"""endpoint, Documents, parameters to Documents; raises ClipflowError."""
+
+
+def checked(flow: FlowCall) -> FlowCall:
+    """`flow`, which first refuses what JSON can say and the messages between the stages cannot."""
+
+    async def call(endpoint: str, docs: DocumentArray, parameters: dict[str, Any]) -> DocumentArray:
+        for doc in docs['@r,c,m'] if docs else ():
+            check(doc)
+        if reason := _fault(parameters):
+            raise InvalidParameter(f'the parameters hold {reason}')
+        return await flow(endpoint, docs, parameters)
+
+    return call
+
+
+def check(doc: Document) -> None:
+    """Raises InvalidDocument if the Document cannot be sent to a stage."""
+    if reason := _fault([doc.id, doc.text, doc.uri, doc.tags]):
+        raise InvalidDocument(f'{doc.id[:40]!r}: its id, text, uri or tags hold {reason}')
+
+
+def _fault(value: Any, depth: int = 0) -> str:
+    """What protobuf cannot hold of a JSON value; empty if there is nothing."""
+    if depth > _MAX_DEPTH:
+        return f'values nested more than {_MAX_DEPTH} levels deep'
+    if isinstance(value, dict):
+        value = [*value, *value.values()]
+    if isinstance(value, list | tuple):
+        return next((reason for item in value if (reason := _fault(item, depth + 1))), '')
+    if isinstance(value, str) and any('\ud800' <= letter <= '\udfff' for letter in value):
+        return 'half a surrogate pair'
+    if isinstance(value, int | float) and not abs(value) <= _LARGEST:
+        return 'a number that is not finite, or too large'
+    return ''
+
+
+def from_base64(text: str) -> bytes:
+    """Bytes of an image sent as base64, with or without the head of a data: URI."""
+    body = text.partition(',')[2] if text.startswith('data:') else text
+    try:
+        return base64.b64decode(body, validate=True)
+    except (binascii.Error, ValueError):
+        raise InvalidDocument('the image is not valid base64') from None
+
+
+def match_json(match: Document) -> dict[str, Any]:
+    """One result."""
+    found: dict[str, Any] = {'id': match.id, 'score': round(match.scores['cosine'].value, 6), 'uri': match.uri or None}
+    return found | {'text': match.text or None, 'tags': wire.plain_tags(match)}
+
+
+def document_json(doc: Document) -> dict[str, Any]:
+    """One stored document."""
+    found: dict[str, Any] = {
+        'id': doc.id,
+        'uri': doc.uri or None,
+        'text': doc.text or None,
+        'tags': wire.plain_tags(doc),
+    }
+    if doc.embedding is not None:
+        found['embedding'] = [float(x) for x in doc.embedding]
+    return found
+
+
+def error_json(error: ClipflowError) -> dict[str, str]:
+    """The error of one document among many."""
+    return {'code': error.code, 'detail': error.message}
+
+
+def only(docs: DocumentArray) -> Document:
+    """The one Document of a reply; raises its error if it has one."""
+    error = wire.error_of(docs[0])
+    if error is not None:
+        raise error
+    return docs[0]
+
+
+def tags_from_form(text: str | None) -> dict[str, Any]:
+    """Tags from a form field that holds a JSON object."""
+    try:
+        tags = json.loads(text or '{}')
+    except ValueError:
+        tags = None
+    if not isinstance(tags, dict):
+        raise InvalidDocument("the field 'tags' is not a JSON object")
+    return tags

@@ -1,0 +1,62 @@
+"""Is the process alive, is every stage there, and what does each say of itself."""
+
+import asyncio
+import time
+from typing import Any
+
+from docarray import DocumentArray
+from fastapi import APIRouter
+
+from clipflow import __version__
+from clipflow.errors import ClipflowError, NotReady
+from clipflow.web.flow import FlowCall
+from clipflow.wire import DEADLINE, plain_tags
+
+STAGES = ('preprocessor', 'encoder', 'indexer', 'ranker')
+_PROBE_SECONDS = 5.0
+_FRESH_SECONDS = 1.0
+
+
+class _Probe:
+    """Asks all stages at most once a second, however often it is asked itself."""
+
+    def __init__(self, flow: FlowCall) -> None:
+        self._flow = flow
+        self._lock = asyncio.Lock()
+        self._until = 0.0
+        self._found: dict[str, dict[str, Any]] = {}
+
+    async def stages(self) -> dict[str, dict[str, Any]]:
+        """What each stage says, by its name."""
+        async with self._lock:
+            if time.monotonic() > self._until:
+                docs = await self._flow('/status', DocumentArray(), {DEADLINE: time.time() + _PROBE_SECONDS})
+                self._found = {doc.id: plain_tags(doc) for doc in docs}
+                self._until = time.monotonic() + _FRESH_SECONDS
+            return self._found
+
+
+def router(flow: FlowCall) -> APIRouter:
+    """`/healthz`, `/readyz`, `/v1/status`."""
+    routes = APIRouter(tags=['status'])
+    probe = _Probe(flow)
+
+    @routes.get('/healthz', summary='The process answers')
+    async def healthz() -> dict[str, str]:
+        return {'status': 'ok'}
+
+    @routes.get('/readyz', summary='Every stage answers')
+    async def readyz() -> dict[str, str]:
+        try:
+            missing = [stage for stage in STAGES if stage not in await probe.stages()]
+        except ClipflowError as error:
+            raise NotReady(error.message) from None
+        if missing:
+            raise NotReady(f'no answer from: {", ".join(missing)}')
+        return {'status': 'ready'}
+
+    @routes.get('/v1/status', summary='What each stage says of itself')
+    async def status() -> dict[str, Any]:
+        return {'version': __version__, 'stages': await probe.stages()}
+
+    return routes

@@ -1,0 +1,87 @@
+"""Limits around the application: how large a body may be, and how long somebody waits for the answer."""
+
+import asyncio
+import json
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from clipflow.errors import TooLarge
+from clipflow.web.problems import MEDIA_TYPE, problem
+
+
+class BodyLimit:
+    """Answers 413 as soon as a body is known to be too large, by its header or by what has arrived."""
+
+    def __init__(self, app: ASGIApp, limit: int) -> None:
+        self._app = app
+        self._limit = limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The ASGI interface."""
+        if scope['type'] != 'http':
+            return await self._app(scope, receive, send)
+        declared = dict(scope['headers']).get(b'content-length', b'0')
+        if int(declared) > self._limit if declared.isdigit() else False:
+            return await self._refuse(send)
+        arrived = 0
+        answered = False
+
+        async def counted() -> Message:
+            nonlocal arrived
+            message = await receive()
+            arrived += len(message.get('body', b''))
+            if arrived > self._limit:
+                raise _Exceeded
+            return message
+
+        async def watched(message: Message) -> None:
+            nonlocal answered
+            answered = answered or message['type'] == 'http.response.start'
+            await send(message)
+
+        try:
+            await self._app(scope, counted, watched)
+        except _Exceeded:
+            if not answered:
+                await self._refuse(send)
+
+    async def _refuse(self, send: Send) -> None:
+        error = TooLarge(f'the body is larger than {self._limit:,} bytes; send fewer documents at once')
+        headers = [(b'content-type', MEDIA_TYPE.encode()), (b'connection', b'close')]
+        await send({'type': 'http.response.start', 'status': error.status, 'headers': headers})
+        await send({'type': 'http.response.body', 'body': json.dumps(problem(error)).encode()})
+
+
+class _Exceeded(BaseException):
+    """Passes every handler between the body and the middleware."""
+
+
+class CancelOnDisconnect:
+    """Stops the work on a request whose client has gone; what waits in a stage's queue is then never computed."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The ASGI interface."""
+        if scope['type'] != 'http':
+            return await self._app(scope, receive, send)
+        arrived: asyncio.Queue[Message] = asyncio.Queue(maxsize=1)
+        work = asyncio.ensure_future(self._app(scope, arrived.get, send))
+
+        async def listen() -> None:
+            while True:
+                message = await receive()
+                if message['type'] == 'http.disconnect':
+                    work.cancel()
+                    return
+                await arrived.put(message)
+
+        listener = asyncio.ensure_future(listen())
+        try:
+            await work
+        except asyncio.CancelledError:
+            if not listener.done():
+                raise  # not the client, the server stops
+        finally:
+            listener.cancel()

@@ -1,0 +1,63 @@
+"""Errors over HTTP: problem documents (RFC 9457) with our codes."""
+
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from clipflow.errors import ClipflowError, Internal, InvalidParameter, NotFound, UnsupportedMedia
+
+MEDIA_TYPE = 'application/problem+json'
+_RETRY_AFTER_SECONDS = '1'
+
+
+def problem(error: ClipflowError) -> dict[str, Any]:
+    """The body: type, title, status, detail, and our code."""
+    return {
+        'type': 'about:blank',
+        'title': error.code.replace('-', ' '),
+        'status': error.status,
+        'detail': error.message,
+        'code': error.code,
+    }
+
+
+def respond(error: ClipflowError) -> JSONResponse:
+    """The response to `error`."""
+    headers = {'Retry-After': _RETRY_AFTER_SECONDS} if error.retryable else None
+    return JSONResponse(problem(error), error.status, headers, MEDIA_TYPE)
+
+
+def install(app: FastAPI) -> None:
+    """Translate every exception that reaches the application."""
+
+    async def own(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, ClipflowError)
+        return respond(error)
+
+    async def invalid(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, RequestValidationError)
+        kind = request.headers.get('content-type', '')
+        if 'json' not in kind.lower() and any(e['loc'][0] == 'body' for e in error.errors()):
+            return respond(UnsupportedMedia(f'the body comes as application/json, not as {kind!r}'))
+        faults = [f'{".".join(str(x) for x in e["loc"][1:]) or e["loc"][0]}: {e["msg"]}' for e in error.errors()]
+        return respond(InvalidParameter('; '.join(faults)))
+
+    async def routing(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)
+        if error.status_code == 404:
+            return respond(NotFound(f'there is nothing at {request.url.path}; /docs shows what there is'))
+        body = problem(InvalidParameter(str(error.detail))) | {'status': error.status_code}
+        return JSONResponse(body, error.status_code, error.headers, MEDIA_TYPE)
+
+    async def unexpected(request: Request, error: Exception) -> JSONResponse:
+        response = respond(Internal('the service failed; its log has the details'))
+        response.headers['Connection'] = 'close'  # uvicorn hangs up after this one; the client must know
+        return response
+
+    app.add_exception_handler(ClipflowError, own)
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(HTTPException, routing)
+    app.add_exception_handler(Exception, unexpected)

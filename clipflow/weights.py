@@ -1,0 +1,251 @@
+"""From the name of a model to its files: where they are, whether they are sound, and what they ask of their input.
+
+Nothing here imports torch: the preprocessor, the indexer and the ranker need the specification and the fingerprint,
+not the model.
+"""
+
+import hashlib
+import json
+import math
+import struct
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from clipflow import catalogue
+from clipflow.errors import InvalidParameter, NotFound
+
+FAMILIES = ('clip', 'siglip', 'siglip2', 'chinese_clip', 'altclip', 'vision-text-dual-encoder')
+DEFAULT_SCALE = 100.0
+_VOCABULARIES = ('tokenizer.json', 'vocab.json', 'vocab.txt', 'spiece.model', 'sentencepiece.bpe.model')
+_TOKENIZER_FILES = (
+    'tokenizer.json',
+    'tokenizer_config.json',
+    'vocab.json',
+    'merges.txt',
+    'vocab.txt',
+    'spiece.model',
+    'sentencepiece.bpe.model',
+)
+_BYTES_PER_FILE_READ = 1 << 20
+_NUMBERS = {'F64': ('<d', 8), 'F32': ('<f', 4), 'F16': ('<e', 2), 'BF16': ('<f', 2)}
+"""Of a weights file: the form that `struct` reads, and the bytes of one number."""
+_NOISE = ('transformers_version', '_name_or_path', 'dtype', 'torch_dtype', 'architectures')
+
+
+@dataclass(frozen=True)
+class PictureSpec:
+    """How a picture becomes the model's input: resize, crop, then (in the session) scale and normalise."""
+
+    height: int
+    width: int
+    resize_shortest: int | None
+    """Length of the shorter side before the crop; None: resize to height x width, whatever the proportions."""
+    resample: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What the rooms need to know of a model."""
+
+    name: str
+    directory: Path
+    family: str
+    fingerprint: str
+    picture: PictureSpec
+    context: int
+    """Longest text in tokens, special tokens included."""
+    padding: Literal['longest', 'fixed']
+    scale: float
+    """Temperature: similarity logits are scale times cosine."""
+    activation: str
+    """Activation the weights were trained with, where the catalogue knows better than the checkpoint; else empty."""
+
+
+def load_spec(model: str) -> ModelSpec:
+    """Find the files of `model`, check them, and read what they ask for.
+
+    Args:
+        model: a directory in the Hugging Face format, a hub name, or a name of the catalogue.
+
+    Raises:
+        NotFound: it cannot be had; says what was tried and how to fetch it.
+        InvalidParameter: the files are there, but damaged, of another kind, or only in pickle format.
+    """
+    entry = None if Path(model).expanduser().is_dir() else catalogue.find(model)
+    directory = _locate(model, entry.repository if entry else model)
+    config = _json(directory / 'config.json')
+    family = str(config.get('model_type', ''))
+    if family not in FAMILIES:
+        raise InvalidParameter(
+            f'the model {model!r} is of type {family!r}; clipflow serves models with image and text features: '
+            f'{", ".join(FAMILIES)}'
+        )
+    weights = _weight_files(directory)
+    if not any((directory / name).exists() for name in _VOCABULARIES):
+        # transformers would make a tokenizer that knows no word, and every text would get the same vector.
+        raise NotFound(f'{directory} holds no tokenizer (none of {", ".join(_VOCABULARIES)})')
+    picture = _picture_spec(directory, config)
+    if entry is not None:
+        picture = replace(picture, mean=entry.mean, std=entry.std)
+    return ModelSpec(
+        name=model if entry is not None or not Path(model).expanduser().is_dir() else directory.name,
+        directory=directory,
+        family=family,
+        fingerprint=_fingerprint(directory, config, picture, weights),
+        picture=picture,
+        context=_context(directory, config),
+        padding='fixed' if family in ('siglip', 'siglip2') else 'longest',
+        scale=_scale(weights),
+        activation=entry.activation if entry else '',
+    )
+
+
+def is_served(asked: str, spec: ModelSpec) -> bool:
+    """Whether `asked` (from `/encode/<model>`) names the model of `spec`."""
+    if asked in (spec.name, spec.directory.name):
+        return True
+    one, other = catalogue.find(asked), catalogue.find(spec.name)
+    return one is not None and other is not None and one.repository == other.repository
+
+
+def _locate(model: str, repository: str) -> Path:
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return path.resolve()
+    if path.is_absolute() or model.startswith(('.', '~')):
+        raise NotFound(f'there is no model directory {model!r}')
+    import huggingface_hub
+    from huggingface_hub.errors import HFValidationError
+
+    patterns = ['*.json', '*.safetensors', '*.txt', '*.model']
+    try:
+        return Path(huggingface_hub.snapshot_download(repository, allow_patterns=patterns))
+    except HFValidationError:
+        raise NotFound(f'{model!r} is neither a directory, nor a name of the catalogue, nor a hub name') from None
+    except Exception as error:  # The hub client raises dozens of kinds, network libraries' own among them.
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise NotFound(
+            f'the model {model!r} could not be had: tried the directory {path}, the local cache and the hub repository '
+            f'{repository!r} ({reason}). Fetch it where there is a network with "hf download {repository}" and set '
+            f'CLIPFLOW_MODEL to the directory'
+        ) from None
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding='utf-8'))
+    except FileNotFoundError:
+        raise NotFound(f'{path.parent} holds no {path.name}; it is not a model in the Hugging Face format') from None
+    except (OSError, ValueError) as error:
+        raise InvalidParameter(f'{path} cannot be read: {error}') from None
+    if not isinstance(found, dict):
+        raise InvalidParameter(f'{path} is not a JSON object')
+    return found
+
+
+def _weight_files(directory: Path) -> list[Path]:
+    from safetensors import SafetensorError, safe_open
+
+    files = sorted(directory.glob('model*.safetensors'))
+    if not files:
+        if list(directory.glob('*.bin')) or list(directory.glob('*.pt')):
+            raise InvalidParameter(
+                f'{directory} has its weights only as a pickle, which clipflow does not load; save them with '
+                'model.save_pretrained(directory, safe_serialization=True), or take a repository with safetensors'
+            )
+        raise NotFound(f'{directory} holds no model.safetensors')
+    for file in files:
+        try:
+            with safe_open(file, framework='np'):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise InvalidParameter(f'the weights {file} are damaged: {error}; fetch them again') from None
+    return files
+
+
+def _picture_spec(directory: Path, config: dict[str, Any]) -> PictureSpec:
+    given: dict[str, Any] = {}
+    if (directory / 'preprocessor_config.json').exists():
+        given = _json(directory / 'preprocessor_config.json')
+    elif (directory / 'processor_config.json').exists():
+        given = _json(directory / 'processor_config.json').get('image_processor', {})
+    side = int(config.get('vision_config', {}).get('image_size', 224) or 224)
+    if config.get('model_type') == 'siglip2' and 'patch_size' in given:
+        # NaFlex: the largest square that its number of patches allows.
+        side = int(given['patch_size']) * math.isqrt(int(given.get('max_num_patches', 256)))
+    size = given.get('size', side)
+    if isinstance(size, int | float):
+        size = {'shortest_edge': int(size)}
+    crop = given.get('crop_size', side)
+    if isinstance(crop, int | float):
+        crop = {'height': int(crop), 'width': int(crop)}
+    shortest = size.get('shortest_edge') if given.get('do_resize', True) else None
+    cropped = bool(given.get('do_center_crop', shortest is not None))
+    target = crop if cropped else size
+    if 'height' not in target:
+        target = {'height': side, 'width': side}
+    return PictureSpec(
+        height=int(target['height']),
+        width=int(target['width']),
+        resize_shortest=int(shortest) if shortest is not None and cropped else None,
+        resample=int(given.get('resample', 3)),
+        mean=tuple(float(x) for x in given.get('image_mean', (0.5, 0.5, 0.5))),
+        std=tuple(float(x) for x in given.get('image_std', (0.5, 0.5, 0.5))),
+    )
+
+
+def _context(directory: Path, config: dict[str, Any]) -> int:
+    text = config.get('text_config', {})
+    defaults = {'clip': 77, 'siglip': 64, 'siglip2': 64, 'altclip': 514}
+    positions = int(text.get('max_position_embeddings', defaults.get(str(config.get('model_type')), 512)))
+    if text.get('model_type', '').startswith(('xlm', 'roberta', 'altclip')) or config.get('model_type') == 'altclip':
+        positions -= int(text.get('pad_token_id', 1) or 0) + 1  # RoBERTa counts positions from behind the padding.
+    limit = 10**9
+    if (directory / 'tokenizer_config.json').exists():
+        limit = int(_json(directory / 'tokenizer_config.json').get('model_max_length') or limit)
+    return max(2, min(positions, limit))
+
+
+def _scale(weights: list[Path]) -> float:
+    for file in weights:
+        logarithm = _first_number(file, 'logit_scale')
+        if logarithm is not None:
+            return math.exp(logarithm)
+    return DEFAULT_SCALE
+
+
+def _first_number(file: Path, name: str) -> float | None:
+    """The first number of a tensor, None if the file has not got it. Read here, because NumPy knows no bfloat16."""
+    with file.open('rb') as stream:
+        size = int.from_bytes(stream.read(8), 'little')
+        entry = json.loads(stream.read(size)).get(name)
+        if entry is None or entry['dtype'] not in _NUMBERS:
+            return None
+        stream.seek(8 + size + entry['data_offsets'][0])
+        form, bytes_read = _NUMBERS[entry['dtype']]
+        raw = stream.read(bytes_read)
+    # bfloat16 is the upper half of a float32.
+    return float(struct.unpack(form, raw.rjust(4, b'\0') if entry['dtype'] == 'BF16' else raw)[0])
+
+
+def _fingerprint(directory: Path, config: dict[str, Any], picture: PictureSpec, weights: list[Path]) -> str:
+    """SHA-256 over architecture, preprocessing, tokenizer and weights; not over path, precision or runtime."""
+    digest = hashlib.sha256()
+    digest.update(json.dumps(_essential(config), sort_keys=True).encode())
+    digest.update(json.dumps(asdict(picture), sort_keys=True).encode())
+    for file in [directory / name for name in _TOKENIZER_FILES] + weights:
+        if file.exists():
+            digest.update(file.name.encode())
+            with file.open('rb') as stream:
+                while block := stream.read(_BYTES_PER_FILE_READ):
+                    digest.update(block)
+    return digest.hexdigest()[:16]
+
+
+def _essential(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _essential(item) for key, item in value.items() if key not in _NOISE}
+    return value

@@ -1,0 +1,314 @@
+"""What travels between client, gateway and rooms: endpoints, their parameters, and the conventions on Documents.
+
+Parameters are parsed once at each border; numbers arrive as floats (protobuf Struct), whole ones pass as integers.
+Tags whose names begin with `__` are ours: a client's are dropped on entry.
+"""
+
+import difflib
+import json
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from docarray import Document, DocumentArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from clipflow import filters
+from clipflow.errors import ClipflowError, Internal, InvalidDocument, InvalidParameter, NotFound, Timeout, from_code
+
+DEADLINE = '__deadline'
+REQUEST_ID = '__request_id'
+MODEL_NAME = '__model_name'
+ERROR = '__error__'
+MODEL = '__model__'
+GROUP = '__group__'
+TRUNCATED = '__truncated__'
+THUMBNAIL = '__thumbnail__'
+ORIGINAL = '__original__'
+MAX_ID_BYTES = 512
+MAX_LIMIT = 10_000
+
+Include = Literal['tags', 'uri', 'thumbnail', 'embedding']
+Texts = Annotated[tuple[str, ...], Field(min_length=1, max_length=1000)]
+
+
+class Parameters(BaseModel):
+    """What every request may carry. Names that published clients send are accepted everywhere."""
+
+    model_config = ConfigDict(extra='forbid', frozen=True, populate_by_name=True, protected_namespaces=())
+    own: ClassVar[tuple[str, ...]] = (DEADLINE, REQUEST_ID, MODEL_NAME, '__results__')
+    silent: ClassVar[tuple[str, ...]] = ('minibatch_size', 'batch_size', 'model_name', 'drop_image_content')
+
+    deadline: float | None = Field(None, alias=DEADLINE)
+    request_id: str = Field('', alias=REQUEST_ID)
+
+    @classmethod
+    def parse(cls, given: dict[str, Any]) -> Self:
+        """Parse what arrived.
+
+        Raises:
+            InvalidParameter: names the parameter, what is expected and, for an unknown name, the nearest known one.
+        """
+        known = {field.alias or name for name, field in cls.model_fields.items()}
+        kept = {}
+        for name, value in given.items():
+            if name in known:
+                kept[name] = value
+            elif name not in cls.silent and name not in cls.own and name != 'traversal_paths':
+                near = difflib.get_close_matches(name, known, 1)
+                hint = f'did you mean {near[0]!r}?' if near else f'known are {", ".join(sorted(known - set(cls.own)))}'
+                raise InvalidParameter(f'unknown parameter {name!r}; {hint}')
+        if 'traversal_paths' in given and 'access_paths' in known:
+            kept.setdefault('access_paths', given['traversal_paths'])
+        try:
+            return cls.model_validate(kept)
+        except ValidationError as error:
+            raise InvalidParameter('; '.join(_sentence(item) for item in error.errors())) from None
+
+    def check_deadline(self) -> None:
+        """Raises Timeout once the caller has given up (clocks of the machines are taken as equal)."""
+        if self.deadline is not None and time.time() > self.deadline:
+            raise Timeout('the deadline of this request has passed; ask for less or allow more time')
+
+
+def _sentence(item: Any) -> str:
+    name = str(item['loc'][0]) if item['loc'] else 'parameters'
+    if item['type'] == 'value_error':
+        return str(item['ctx']['error'])
+    value = repr(item['input'])
+    value = value if len(value) <= 60 else value[:57] + '...'
+    return f'parameter {name!r} is not valid: {item["msg"][:1].lower()}{item["msg"][1:]}, got {value}'
+
+
+class EncodeParameters(Parameters):
+    """`/`, `/encode`, `/encode/<model>`, `/index`, `/rank`."""
+
+    access_paths: str = '@r'
+    drop_image_content: bool = True
+    model: str = Field('', alias=MODEL_NAME)
+    """From the path `/encode/<model>`; the gateway puts it here."""
+
+    @field_validator('access_paths')
+    @classmethod
+    def _traversal(cls, value: str) -> str:
+        if not re.fullmatch(r'@[rcm](,?[rcm])*', value):
+            raise ValueError(f"parameter 'access_paths' is a path such as '@r', '@c' or '@r,m', not {value!r}")
+        return value
+
+
+class _Filtered(Parameters):
+    filter: dict[str, Any] | None = None
+
+    @field_validator('filter', mode='before')
+    @classmethod
+    def _compiles(cls, value: Any) -> Any:
+        # The compiled form is made again where it is used: it is cheap, and Documents carry the source.
+        if value is not None:
+            filters.compile_filter(value)
+        return value
+
+
+class _Page(_Filtered):
+    limit: int = Field(10, ge=1, le=MAX_LIMIT)
+    offset: int = Field(0, ge=0, le=1_000_000)
+    include: tuple[Include, ...] = ('tags', 'uri')
+
+
+class SearchParameters(EncodeParameters, _Page):
+    """`/search`. `rerank`, `nprobe` and `ef_search` mean nothing to an exact index and are accepted."""
+
+    min_score: float | None = Field(None, ge=-1, le=1)
+    group_by: str | None = Field(None, min_length=1)
+    templates: Texts | None = None
+    rerank: bool = True
+    nprobe: int | None = Field(None, ge=1)
+    ef_search: int | None = Field(None, ge=1)
+
+    @field_validator('templates')
+    @classmethod
+    def _one_place(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        return _checked_templates(value)
+
+
+class GetParameters(_Page):
+    """`/get`: by the Documents' ids, `ids`, or a page of those that pass `filter`."""
+
+    ids: tuple[str, ...] | None = Field(None, max_length=MAX_LIMIT)
+
+
+class DeleteParameters(_Filtered):
+    """`/delete`: by the Documents' ids, `ids` or `filter`."""
+
+    ids: tuple[str, ...] | None = None
+
+
+class ClassifyParameters(EncodeParameters):
+    """`/classify`."""
+
+    labels: Texts
+    templates: Texts = ('{}',)
+
+    @field_validator('templates')
+    @classmethod
+    def _one_place(cls, value: tuple[str, ...]) -> tuple[str, ...] | None:
+        return _checked_templates(value)
+
+    @model_validator(mode='after')
+    def _distinct(self) -> Self:
+        if len(set(self.labels)) < 2 or len(set(self.labels)) < len(self.labels):
+            raise ValueError("parameter 'labels' needs at least two different labels")
+        return self
+
+
+def _checked_templates(value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    for template in value or ():
+        if template.count('{}') != 1:
+            raise ValueError(f"each of 'templates' has one place '{{}}' for the text; {template!r} has not")
+    return value
+
+
+ENDPOINTS: dict[str, type[Parameters]] = {
+    '/': EncodeParameters,
+    '/encode': EncodeParameters,
+    '/index': EncodeParameters,
+    '/update': Parameters,
+    '/delete': DeleteParameters,
+    '/search': SearchParameters,
+    '/rank': EncodeParameters,
+    '/classify': ClassifyParameters,
+    '/get': GetParameters,
+    '/status': Parameters,
+    '/clear': Parameters,
+}
+NEED_CONTENT = ('/index', '/search', '/classify')
+
+
+def parse_endpoint(endpoint: str) -> tuple[str, str | None]:
+    """Split `/encode/<model>` and `/rank/<model>` into endpoint and model.
+
+    Raises:
+        NotFound: with the nearest known endpoint. (Jina itself would pass an unknown one silently.)
+    """
+    if endpoint in ENDPOINTS:
+        return endpoint, None
+    for base in ('/encode', '/rank'):
+        if endpoint.startswith(base + '/') and len(endpoint) > len(base) + 1:
+            return base, endpoint[len(base) + 1 :]
+    near = difflib.get_close_matches(endpoint, ENDPOINTS, 1)
+    hint = f'did you mean {near[0]!r}?' if near else f'known are {", ".join(ENDPOINTS)}'
+    raise NotFound(f'there is no endpoint {endpoint!r}; {hint}')
+
+
+def fail(doc: Document, error: ClipflowError, stage: str) -> None:
+    """Mark one Document as failed: it goes back under its id, without content, embedding or matches."""
+    doc.tags[ERROR] = {'code': error.code, 'message': error.message, 'stage': stage}
+    doc.pop('blob', 'tensor', 'embedding', 'matches', 'chunks')
+
+
+def failed(doc: Document) -> bool:
+    """Whether an earlier stage has marked this Document."""
+    return ERROR in doc.tags
+
+
+def error_of(doc: Document) -> ClipflowError | None:
+    """The error that came back with this Document, as an exception to raise or show."""
+    found = doc.tags.get(ERROR)
+    if found is None:
+        return None
+    if isinstance(found, dict) and 'code' in found:
+        return from_code(str(found['code']), str(found.get('message', '')))
+    return Internal('a document came back with an error that cannot be read')
+
+
+@contextmanager
+def caught(doc: Document, stage: str) -> Iterator[None]:
+    """What goes wrong inside concerns this Document alone."""
+    try:
+        yield
+    except ClipflowError as error:
+        fail(doc, error, stage)
+
+
+def chosen(docs: DocumentArray, access_paths: str) -> list[Document]:
+    """The Documents that a request speaks of: the roots, or what the path names (`@c`, `@r,m`)."""
+    return list(docs) if access_paths == '@r' else list(docs[access_paths])
+
+
+def strip(doc: Document) -> None:
+    """Take out what only stages need to know, before a Document goes back."""
+    doc.tags.pop(MODEL, None)
+    for modality in (THUMBNAIL, ORIGINAL):
+        detach(doc, modality)
+
+
+def is_empty(doc: Document) -> bool:
+    """Whether there is nothing to encode (DocArray cannot tell an empty text from none)."""
+    return not (doc.text or doc.blob or doc.uri or doc.tensor is not None or doc.embedding is not None or doc.chunks)
+
+
+def check_id(doc: Document) -> None:
+    """Raises InvalidDocument unless the id is a text of 1 to 512 bytes."""
+    if not doc.id:
+        raise InvalidDocument('a document needs an id that is not empty')
+    if len(doc.id.encode('utf-8', 'surrogatepass')) > MAX_ID_BYTES:
+        raise InvalidDocument(f'the id {doc.id[:40]!r}... is longer than {MAX_ID_BYTES} bytes')
+
+
+def drop_private_tags(doc: Document) -> None:
+    """Remove tags that are reserved for us, at every depth of the Document."""
+    for name in [name for name in doc.tags if name.startswith('__')]:
+        del doc.tags[name]
+
+
+def attach(doc: Document, modality: str, **content: Any) -> None:
+    """Add a private chunk that carries something of the Document to a later stage."""
+    doc.chunks.append(Document(modality=modality, **content))
+
+
+def detach(doc: Document, modality: str) -> Document | None:
+    """Take a private chunk out again, None if there is none."""
+    if not doc.chunks:
+        return None
+    for position, chunk in enumerate(doc.chunks):
+        if chunk.modality == modality:
+            del doc.chunks[position]
+            return chunk
+    return None
+
+
+def parts_of(doc: Document) -> list[Document]:
+    """The weighted parts of a compound query: its chunks, without the private ones."""
+    return [chunk for chunk in doc.chunks if chunk.modality not in (THUMBNAIL, ORIGINAL)] if doc.chunks else []
+
+
+def tags_json(doc: Document) -> str:
+    """The tags as JSON, without private ones.
+
+    Raises:
+        InvalidDocument: for tags that JSON cannot hold (NaN, infinity, foreign types).
+    """
+    tags = {name: value for name, value in doc.tags.items() if not name.startswith('__')}
+    try:
+        return json.dumps(tags, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError):
+        raise InvalidDocument(f'the tags of {doc.id!r} are not a JSON object (NaN and infinity are none)') from None
+
+
+def plain_tags(doc: Document) -> dict[str, Any]:
+    """The tags as plain values; whole numbers, which travel as floats, are whole again. Private ones are left out."""
+
+    def whole(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: whole(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [whole(item) for item in value]
+        return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else value
+
+    return {key: whole(value) for key, value in doc.tags.items() if not key.startswith('__')}
+
+
+def result_document(stage: str, tags: dict[str, Any]) -> DocumentArray:
+    """A reply that is one Document with tags (`/status`, `/delete`, `/clear`)."""
+    return DocumentArray([Document(id=stage, tags=tags)])

@@ -1,0 +1,81 @@
+"""A bounded queue in front of worker threads: what a stage computes runs here, off the event loop."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import ParamSpec, TypeVar
+
+from clipflow.errors import Overloaded
+from clipflow.wire import Parameters
+
+P = ParamSpec('P')
+T = TypeVar('T')
+Item = TypeVar('Item')
+
+
+def share_of_cores(threads: int, replicas: int) -> int:
+    """Threads for one of `replicas` processes on this host; a setting other than 0 is taken as it is."""
+    return threads or max(1, len(os.sched_getaffinity(0)) // max(1, replicas))
+
+
+class WorkQueue:
+    """Runs functions on `threads` threads; at most `limit` calls may wait or run.
+
+    Args:
+        name: of the stage, for messages and thread names.
+        threads: how many calls run at once.
+        limit: how many calls are taken in.
+    """
+
+    def __init__(self, name: str, threads: int, limit: int) -> None:
+        self._name = name
+        self._limit = limit
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
+        self.taken = 0
+
+    async def run(self, parameters: Parameters, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run `call` in turn and return its result.
+
+        Raises:
+            Overloaded: the queue is full.
+            Timeout: the caller's deadline passed while it waited; the call was not made.
+        """
+        async with self._place():
+            return await self._in_turn(parameters, call, *args, **kwargs)
+
+    async def map(self, parameters: Parameters, call: Callable[[Item], None], items: Sequence[Item]) -> None:
+        """Run `call` on every item, as many at once as there are threads; the request takes one place.
+
+        Raises:
+            Overloaded, Timeout: as `run`.
+        """
+        if items:
+            async with self._place():
+                await asyncio.gather(*(self._in_turn(parameters, call, item) for item in items))
+
+    @asynccontextmanager
+    async def _place(self) -> AsyncIterator[None]:
+        if self.taken >= self._limit:
+            raise Overloaded(f'the {self._name} has {self._limit} requests waiting; try again a little later')
+        self.taken += 1
+        try:
+            yield
+        finally:
+            self.taken -= 1
+
+    async def _in_turn(self, parameters: Parameters, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        def checked() -> T:
+            parameters.check_deadline()
+            return call(*args, **kwargs)
+
+        return await asyncio.get_running_loop().run_in_executor(self._pool, checked)
+
+    def do(self, call: Callable[[], T]) -> T:
+        """Run `call` on one of the threads and wait for it, before there is an event loop."""
+        return self._pool.submit(call).result()
+
+    def close(self) -> None:
+        """Wait for what runs and stop the threads."""
+        self._pool.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,90 @@
+"""Second stage: content becomes embeddings. See README.md beside this file."""
+
+from collections.abc import Sequence
+
+from docarray import Document, DocumentArray
+
+from clipflow import wire
+from clipflow.batching import Embedder
+from clipflow.border.room import Room, endpoint
+from clipflow.classify import classify
+from clipflow.errors import ModelMismatch
+from clipflow.sessions.registry import open_session
+from clipflow.settings import EncoderSettings
+from clipflow.weights import is_served
+from clipflow.wire import ClassifyParameters, EncodeParameters, Parameters, SearchParameters
+from clipflow.work import WorkQueue, share_of_cores
+
+
+class ClipEncoder(Room):
+    """Runs the model, one request after the other; the threads are inside the model."""
+
+    stage = 'encoder'
+    settings_class = EncoderSettings
+    settings: EncoderSettings
+
+    def open(self) -> None:
+        """See `Room`: load the model and encode something before the stage is ready."""
+        self._threads = share_of_cores(self.settings.threads, self.replicas)
+        # The model is loaded in the thread that will run it: every thread that calls OpenMP gets a team of its own, and
+        # with more of them than cores each call waits twice as long for its helpers.
+        self.work = WorkQueue(self.stage, 1, self.settings.queue_limit)
+        self._embedder = self.work.do(self._load)
+
+    def _load(self) -> Embedder:
+        session = open_session(self.spec, self.settings)
+        session.use_threads(self._threads)
+        embedder = Embedder(self.spec, session, self.settings.batch_size)
+        embedder.text_vectors(['a photo'])
+        return embedder
+
+    @endpoint('/', '/encode', parse=EncodeParameters)
+    async def encode(self, docs: DocumentArray, parameters: EncodeParameters) -> None:
+        """`/` and `/encode` (the gateway turns `/encode/<model>` into a parameter)."""
+        chosen = wire.chosen(docs, parameters.access_paths)
+        await self._embed(chosen, parameters)
+        for doc in chosen:
+            wire.strip(doc)
+
+    @endpoint('/index', parse=EncodeParameters)
+    async def index(self, docs: DocumentArray, parameters: EncodeParameters) -> None:
+        """`/index`."""
+        await self._embed(wire.chosen(docs, parameters.access_paths), parameters)
+
+    @endpoint('/search', parse=SearchParameters)
+    async def search(self, docs: DocumentArray, parameters: SearchParameters) -> None:
+        """`/search`: the text may be put into templates."""
+        await self._embed(wire.chosen(docs, parameters.access_paths), parameters, parameters.templates or ())
+
+    @endpoint('/rank', parse=EncodeParameters)
+    async def rank(self, docs: DocumentArray, parameters: EncodeParameters) -> None:
+        """`/rank`: the Documents and their matches."""
+        await self._embed([*docs, *(match for doc in docs for match in doc.matches)], parameters)
+
+    @endpoint('/classify', parse=ClassifyParameters)
+    async def classify(self, docs: DocumentArray, parameters: ClassifyParameters) -> None:
+        """`/classify`: zero-shot."""
+        chosen = wire.chosen(docs, parameters.access_paths)
+        await self.work.run(parameters, classify, self._embedder, chosen, parameters.labels, parameters.templates)
+        for doc in chosen:
+            wire.strip(doc)
+
+    @endpoint('/status', parse=Parameters)
+    async def tell(self, docs: DocumentArray, parameters: Parameters) -> DocumentArray:
+        """`/status`."""
+        session = self._embedder.session
+        return self.status(docs, **session.description, dimension=session.dimension, threads=self._threads)
+
+    async def _embed(self, docs: list[Document], parameters: EncodeParameters, templates: Sequence[str] = ()) -> None:
+        if parameters.model and not is_served(parameters.model, self.spec):
+            raise ModelMismatch(f'this service runs the model {self.spec.name!r}, not {parameters.model!r}')
+        if all(doc.embedding is not None or wire.is_empty(doc) for doc in docs):
+            self._embedder.embed(docs)  # only checks; nothing for the model
+        else:
+            await self.work.run(parameters, self._embedder.embed, docs, templates)
+
+    def close(self) -> None:
+        """See `Room`."""
+        super().close()
+        if hasattr(self, '_embedder'):
+            self._embedder.session.close()

@@ -1,0 +1,149 @@
+"""Third stage: embeddings are stored and found. See README.md beside this file."""
+
+import numpy as np
+from docarray import Document, DocumentArray
+from docarray.score import NamedScore
+
+from clipflow import wire
+from clipflow.border.room import Room, endpoint
+from clipflow.errors import InvalidDocument, InvalidParameter, ModelMismatch, NotFound
+from clipflow.filters import compile_filter
+from clipflow.index.live import Hit, LiveIndex, Query
+from clipflow.records import document_of, record_of
+from clipflow.settings import IndexerSettings
+from clipflow.store.sqlite import Store
+from clipflow.wire import DeleteParameters, EncodeParameters, GetParameters, Parameters, SearchParameters
+from clipflow.work import WorkQueue, share_of_cores
+
+
+class VectorIndexer(Room):
+    """Owns the workspace: one writer, and searches beside it."""
+
+    stage = 'indexer'
+    settings_class = IndexerSettings
+    settings: IndexerSettings
+
+    def open(self) -> None:
+        """See `Room`: take the workspace and read its vectors."""
+        directory = self.settings.workspace / self.stage / str(max(0, self.runtime_args.shard_id))
+        self._index = LiveIndex(Store(directory, self.spec.fingerprint, self.spec.name))
+        self.work = WorkQueue(self.stage, share_of_cores(0, self.replicas), self.settings.queue_limit)
+        self.log.info('%d documents in %s', len(self._index), directory)
+
+    @endpoint('/index', parse=EncodeParameters)
+    async def index(self, docs: DocumentArray, parameters: EncodeParameters) -> None:
+        """`/index`: on return everything without an error is on disk and searchable."""
+        records = []
+        for doc in wire.chosen(docs, parameters.access_paths):
+            with wire.caught(doc, self.stage):
+                if not wire.failed(doc):
+                    self._check_model(doc)
+                    records.append(record_of(doc))
+        await self.work.run(parameters, self._index.upsert, records)
+        for doc in docs:
+            wire.strip(doc)
+
+    @endpoint('/update', parse=Parameters)
+    async def update(self, docs: DocumentArray, parameters: Parameters) -> DocumentArray:
+        """`/update`: merge tags; an id that is not there gets an error."""
+        patches = []
+        for doc in docs:
+            with wire.caught(doc, self.stage):
+                patches.append((doc, wire.tags_json(doc)))
+        merge = self._index.store.merge_tags
+        found = await self.work.run(parameters, merge, [(doc.id, patch) for doc, patch in patches])
+        for (doc, _), known in zip(patches, found, strict=True):
+            if not known:
+                wire.fail(doc, NotFound(f'there is no document with the id {doc.id!r}'), self.stage)
+        return docs
+
+    @endpoint('/delete', parse=DeleteParameters)
+    async def delete(self, docs: DocumentArray, parameters: DeleteParameters) -> DocumentArray:
+        """`/delete`: one Document with the count in its tags."""
+        ids = [*(doc.id for doc in docs), *(parameters.ids or ())]
+        if not ids and parameters.filter is None:
+            raise InvalidParameter("say what to delete: documents, 'ids' or 'filter' ('/clear' deletes everything)")
+        matching = None if parameters.filter is None else compile_filter(parameters.filter)
+        count = await self.work.run(parameters, self._index.delete, ids, matching)
+        return wire.result_document(self.stage, {'deleted': count})
+
+    @endpoint('/clear', parse=Parameters)
+    async def clear(self, docs: DocumentArray, parameters: Parameters) -> DocumentArray:
+        """`/clear`: delete everything."""
+        return wire.result_document(self.stage, {'deleted': await self.work.run(parameters, self._index.clear)})
+
+    @endpoint('/search', parse=SearchParameters)
+    async def search(self, docs: DocumentArray, parameters: SearchParameters) -> None:
+        """`/search`: the first `offset + limit` matches; the ranker merges shards and cuts."""
+        queries = [d for d in wire.chosen(docs, parameters.access_paths) if not wire.failed(d)]
+        for doc in list(queries):
+            with wire.caught(doc, self.stage):
+                self._check_model(doc)
+        queries = [doc for doc in queries if not wire.failed(doc)]
+        if queries:
+            matrix = np.stack([doc.embedding for doc in queries])
+            found = await self.work.run(parameters, self._index.search, matrix, _query(parameters))
+            for doc, hits in zip(queries, found, strict=True):
+                doc.matches = DocumentArray([_match(hit, parameters) for hit in hits])
+                if 'embedding' not in parameters.include:
+                    doc.pop('embedding')
+
+    @endpoint('/get', parse=GetParameters)
+    async def get(self, docs: DocumentArray, parameters: GetParameters) -> DocumentArray:
+        """`/get`: by ids, or a page by filter."""
+        wanted = {'thumbnails': 'thumbnail' in parameters.include, 'vectors': 'embedding' in parameters.include}
+        store = self._index.store
+        ids = [*(doc.id for doc in docs), *(parameters.ids or ())]
+        if not ids:
+            page = compile_filter(parameters.filter or {})
+            records = await self.work.run(parameters, store.page, page, parameters.limit, parameters.offset, **wanted)
+            return DocumentArray([document_of(record, parameters.include) for record in records])
+        found = await self.work.run(parameters, store.by_ids, list(dict.fromkeys(ids)), **wanted)
+        result = DocumentArray()
+        for identifier in dict.fromkeys(ids):
+            doc = Document(id=identifier)
+            if identifier in found:
+                doc = document_of(found[identifier], parameters.include)
+            else:
+                wire.fail(doc, NotFound(f'there is no document with the id {identifier!r}'), self.stage)
+            result.append(doc)
+        return result
+
+    @endpoint('/status', parse=Parameters)
+    async def tell(self, docs: DocumentArray, parameters: Parameters) -> DocumentArray:
+        """`/status`."""
+        return self.status(docs, **self._index.status(), workspace=str(self.settings.workspace))
+
+    def _check_model(self, doc: Document) -> None:
+        if doc.embedding is None:
+            raise InvalidDocument(f'{doc.id!r}: came without an embedding')
+        if doc.tags.get(wire.MODEL) != self.spec.fingerprint:
+            raise ModelMismatch(
+                f'{doc.id!r}: the encoder runs another model than the indexer ({self.spec.name!r}); give all stages '
+                'the same CLIPFLOW_MODEL'
+            )
+
+    def close(self) -> None:
+        """See `Room`."""
+        super().close()
+        if hasattr(self, '_index'):
+            self._index.store.close()
+
+
+def _query(parameters: SearchParameters) -> Query:
+    return Query(
+        limit=parameters.limit + parameters.offset,
+        matching=None if parameters.filter is None else compile_filter(parameters.filter),
+        min_score=parameters.min_score,
+        group_by=parameters.group_by,
+        thumbnails='thumbnail' in parameters.include,
+        vectors='embedding' in parameters.include,
+    )
+
+
+def _match(hit: Hit, parameters: SearchParameters) -> Document:
+    match = document_of(hit.record, parameters.include)
+    match.scores['cosine'] = NamedScore(value=hit.score)
+    if parameters.group_by is not None:
+        match.tags[wire.GROUP] = hit.group
+    return match

@@ -1,0 +1,89 @@
+"""First stage: texts pass, pictures become the model's input. See README.md beside this file."""
+
+from docarray import DocumentArray
+
+from clipflow import wire
+from clipflow.border.room import Room, endpoint
+from clipflow.errors import InvalidDocument
+from clipflow.preparation import Preparation
+from clipflow.settings import PreprocessorSettings
+from clipflow.wire import ClassifyParameters, EncodeParameters, Parameters, SearchParameters
+from clipflow.work import WorkQueue, share_of_cores
+
+
+class InputPreprocessor(Room):
+    """Checks every Document and prepares its content, on as many threads as the cores allow."""
+
+    stage = 'preprocessor'
+    settings_class = PreprocessorSettings
+    settings: PreprocessorSettings
+
+    def open(self) -> None:
+        """See `Room`."""
+        self._preparation = Preparation(self.spec, self.settings)
+        self._threads = share_of_cores(self.settings.threads, self.replicas)
+        self.work = WorkQueue(self.stage, self._threads, self.settings.queue_limit)
+
+    @endpoint('/', '/encode', parse=EncodeParameters)
+    async def encode(self, docs: DocumentArray, parameters: EncodeParameters) -> None:
+        """`/` and `/encode` (the gateway turns `/encode/<model>` into a parameter)."""
+        await self._prepare(docs, parameters, needs_content=False, trust_embedding=False)
+
+    @endpoint('/index', parse=EncodeParameters)
+    async def index(self, docs: DocumentArray, parameters: EncodeParameters) -> None:
+        """`/index`: thumbnails, and ids that can be stored."""
+        await self._prepare(docs, parameters, needs_content=True, trust_embedding=True, thumbnail=True)
+        seen: set[str] = set()
+        for doc in wire.chosen(docs, parameters.access_paths):
+            with wire.caught(doc, self.stage):
+                wire.check_id(doc)
+                if doc.id in seen:
+                    raise InvalidDocument(f'the id {doc.id!r} comes twice in this request; only the first is taken')
+            seen.add(doc.id)
+
+    @endpoint('/search', parse=SearchParameters)
+    async def search(self, docs: DocumentArray, parameters: SearchParameters) -> None:
+        """`/search`."""
+        await self._prepare(docs, parameters, needs_content=True, trust_embedding=True)
+
+    @endpoint('/classify', parse=ClassifyParameters)
+    async def classify(self, docs: DocumentArray, parameters: ClassifyParameters) -> None:
+        """`/classify`."""
+        await self._prepare(docs, parameters, needs_content=True, trust_embedding=True)
+
+    @endpoint('/rank', parse=EncodeParameters)
+    async def rank(self, docs: DocumentArray, parameters: EncodeParameters) -> None:
+        """`/rank`: the Documents and their matches."""
+        both = DocumentArray([*docs, *(match for doc in docs for match in doc.matches)])
+        await self._prepare(both, parameters, needs_content=True, trust_embedding=True)
+
+    @endpoint('/status', parse=Parameters)
+    async def tell(self, docs: DocumentArray, parameters: Parameters) -> DocumentArray:
+        """`/status`."""
+        return self.status(docs, threads=self._threads, reads_files=bool(self.settings.file_roots))
+
+    async def _prepare(
+        self,
+        docs: DocumentArray,
+        parameters: EncodeParameters,
+        *,
+        needs_content: bool,
+        trust_embedding: bool,
+        thumbnail: bool = False,
+    ) -> None:
+        chosen = wire.chosen(docs, parameters.access_paths)
+
+        def prepare(position: int) -> None:
+            self._preparation.prepare(
+                chosen[position],
+                needs_content=needs_content,
+                trust_embedding=trust_embedding,
+                thumbnail=thumbnail,
+                keep=not parameters.drop_image_content,
+            )
+
+        # Texts cost nothing: they are not worth a change of thread.
+        light = [position for position, doc in enumerate(chosen) if doc.text]
+        for position in light:
+            prepare(position)
+        await self.work.map(parameters, prepare, [p for p in range(len(chosen)) if not chosen[p].text])

@@ -1,0 +1,78 @@
+"""The gateway: gRPC for any jina.Client, and our HTTP application. See README.md beside this file."""
+
+import asyncio
+from typing import Any
+
+from fastapi import FastAPI
+from jina.enums import ProtocolType
+from jina.excepts import InternalNetworkError
+from jina.serve.runtimes.gateway.gateway import BaseGateway
+from jina.serve.runtimes.gateway.grpc import GRPCGateway
+from jina.serve.runtimes.gateway.http.fastapi import FastAPIBaseGateway
+from jina.serve.runtimes.servers.composite import CompositeBaseServer
+
+from clipflow import logs
+from clipflow.border.door import Door
+from clipflow.border.room import end_with_parent
+from clipflow.settings import GatewaySettings
+from clipflow.web.app import create_app
+
+# Jina's own options ping an idle stage every ten seconds, which stages answer by hanging up (GOAWAY), and wait up to
+# two minutes before they look again for a stage that was away.
+_TO_STAGES = [
+    ('grpc.max_send_message_length', -1),
+    ('grpc.max_receive_message_length', -1),
+    ('grpc.initial_reconnect_backoff_ms', 200),
+    ('grpc.max_reconnect_backoff_ms', 1000),
+    ('grpc.keepalive_time_ms', 60_000),
+    ('grpc.keepalive_timeout_ms', 10_000),
+]
+
+
+class ClipflowHttp(FastAPIBaseGateway):  # type: ignore[misc]
+    """Serves our FastAPI application; Jina starts and stops uvicorn."""
+
+    clipflow_app: FastAPI
+
+    @property
+    def app(self) -> FastAPI:
+        """The application, read once at the start."""
+        # Jina warns about every application that has a page of its own at "/".
+        self.logger.logger.setLevel('ERROR')
+        return self.clipflow_app
+
+
+class ClipflowGateway(CompositeBaseServer, BaseGateway):  # type: ignore[misc]
+    """One door, two servers."""
+
+    def __init__(self, **given: Any) -> None:
+        given['runtime_args']['grpc_channel_options'] = _TO_STAGES
+        super().__init__(**given)
+        end_with_parent()
+        settings = GatewaySettings.load()
+        log = logs.configure(settings.log_format, 'gateway')
+        door = Door(self._request_handler, settings, int(self.runtime_args.prefetch or 32), log)
+        app = create_app(door.call, settings)
+        self.servers = []
+        for arguments in self._server_kwargs:
+            arguments['req_handler'] = door
+            if arguments['runtime_args']['protocol'] == ProtocolType.HTTP:
+                server = ClipflowHttp(**arguments)
+                server.clipflow_app = app
+            else:
+                server = GRPCGateway(**arguments)
+            self.servers.append(server)
+        self.gateways = self.servers
+        self._log = log
+
+    async def setup_server(self) -> None:
+        """Start both servers."""
+        asyncio.get_running_loop().set_exception_handler(self._report)
+        await super().setup_server()
+
+    def _report(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Jina asks the stages for their endpoints in a task of its own; that one was away is one line, no trace."""
+        if isinstance(context.get('exception'), InternalNetworkError):
+            self._log.warning('a stage cannot be reached yet')
+        else:
+            loop.default_exception_handler(context)

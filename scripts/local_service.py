@@ -1,0 +1,92 @@
+"""A service of one's own for the demo, the benchmarks and the tests: free ports, a workspace, started and stopped."""
+
+import os
+import queue
+import re
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+_READY = re.compile(r'clipflow: (\S+) is ready \(pid (\d+)\)')
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        return int(probe.getsockname()[1])
+
+
+class LocalService:
+    """`clipflow serve` in a process of its own.
+
+    Args:
+        workspace: where the documents are.
+        settings: further `CLIPFLOW_*` variables, without the prefix.
+        flow: a YAML other than flow.yml.
+        echo: whether to show what the service says.
+    """
+
+    def __init__(
+        self,
+        workspace: Path,
+        settings: Mapping[str, str] | None = None,
+        flow: Path | None = None,
+        echo: bool = False,
+    ) -> None:
+        self.workspace = workspace
+        self.grpc = f'127.0.0.1:{free_port()}'
+        self.http = f'http://127.0.0.1:{free_port()}'
+        self.lines: list[str] = []
+        self._said: queue.Queue[str | None] = queue.Queue()
+        self._echo = echo
+        environment = {
+            **os.environ,
+            'CLIPFLOW_WORKSPACE': str(workspace),
+            'CLIPFLOW_GRPC_PORT': self.grpc.rpartition(':')[2],
+            'CLIPFLOW_HTTP_PORT': self.http.rpartition(':')[2],
+            **{f'CLIPFLOW_{name}': value for name, value in (settings or {}).items()},
+        }
+        command = [sys.executable, '-m', 'clipflow.cli.main', 'serve', *(['--flow', str(flow)] if flow else [])]
+        self.process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _listen(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.lines.append(line)
+            if self._echo:
+                print('   ', line, end='', flush=True)
+            self._said.put(line)
+        self._said.put(None)
+
+    def wait_for(self, text: str, seconds: float = 120.0) -> str:
+        """The next line that holds `text`; RuntimeError if the service stops before, queue.Empty if it takes longer."""
+        while (line := self._said.get(timeout=seconds)) is not None:
+            if text in line:
+                return line
+        raise RuntimeError(f'the service stopped with exit code {self.process.wait()}:\n{"".join(self.lines[-20:])}')
+
+    @property
+    def pids(self) -> dict[str, int]:
+        """The process of each stage, as last started."""
+        found = (_READY.search(line) for line in self.lines)
+        return {match[1]: int(match[2]) for match in found if match}
+
+    def stop(self) -> int:
+        """SIGTERM, and the exit code."""
+        self.process.terminate()
+        return self.process.wait(timeout=30)
+
+    def __enter__(self) -> Self:
+        self.wait_for('clipflow: serving')
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
+        if self.process.poll() is None:
+            self.stop()

@@ -1,0 +1,1 @@
+"""Rules about the code itself: who imports whom, what a room consists of, how long things may be."""

@@ -1,0 +1,1 @@
+"""Our clients, the command line, and the clients that others have published."""

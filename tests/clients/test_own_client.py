@@ -1,0 +1,105 @@
+"""Our client library and the command line, against real services."""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from docarray import Document
+from PIL import Image
+
+from clipflow.errors import InvalidFilter, Unavailable
+from clipflow_client import AsyncClient, Client
+from service import Service, free_port, picture, png
+
+
+def _run(service: Service, *arguments: str) -> 'subprocess.CompletedProcess[str]':
+    command = [sys.executable, '-W', 'ignore', '-m', 'clipflow.cli.main', arguments[0], '--host', service.grpc]
+    return subprocess.run([*command, *arguments[1:]], capture_output=True, text=True, check=False, timeout=120)
+
+
+def test_text_bytes_path_and_vector_are_queries(fake: Service, tmp_path: Path) -> None:
+    path = tmp_path / 'red.png'
+    path.write_bytes(png('red'))
+    with Client(fake.grpc) as client:
+        outcomes = client.index([path, Document(id='blue', blob=png('blue')), Document(id='words', text='a cat')])
+        assert [outcome.error for outcome in outcomes] == [None, None, None]
+        vector = client.encode([png('blue')])[0]
+        assert client.search('a cat', limit=1)[0].id == 'words'
+        assert client.search(path, limit=1)[0].id == str(path)
+        assert client.search(png('blue'), limit=1)[0].id == 'blue'
+        assert client.search(vector, limit=1)[0].id == 'blue'
+        assert client.search(np.asarray(picture('red')), limit=1)[0].uri == path.as_uri()
+
+
+def test_a_stream_of_any_length_is_stored_and_bad_items_do_not_stop_it(fake: Service, tmp_path: Path) -> None:
+    items = (tmp_path / 'missing.png' if i == 500 else Document(id=str(i), text=f'text {i}') for i in range(2000))
+    with Client(fake.grpc) as client:
+        outcomes = client.index(items)
+        assert sum(outcome.error is None for outcome in outcomes) == 1999
+        assert [outcome.id for outcome in outcomes if outcome.error] == [str(tmp_path / 'missing.png')]
+        assert client.status()['indexer']['documents'] == 1999
+        assert client.delete(['0', '1', 'unknown']) == 2
+        assert set(client.get(['1', '2'])) == {'2'}
+
+
+def test_errors_are_typed(fake: Service) -> None:
+    with Client(fake.grpc) as client, pytest.raises(InvalidFilter):
+        client.search('a cat', filter={'a': {'$foo': 1}})
+    with Client(f'127.0.0.1:{free_port()}', retries=1) as nobody, pytest.raises(Unavailable, match='clipflow serve'):
+        nobody.search('a cat')
+
+
+def test_it_works_inside_a_running_loop_and_from_many_threads(fake: Service) -> None:
+    with Client(fake.grpc) as client:
+        client.index([Document(id=str(i), text=f'text {i}') for i in range(32)])
+
+        async def inside() -> str:
+            async with AsyncClient(fake.grpc) as other:
+                return client.search('text 3')[0].id + (await other.search('text 4'))[0].id
+
+        assert asyncio.run(inside()) == '34'
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(lambda i: client.search(f'text {i}')[0].id, range(32)))
+        assert found == [str(i) for i in range(32)]
+
+
+def test_the_command_line_indexes_skips_searches_and_deletes(fake: Service, tmp_path: Path) -> None:
+    folder = tmp_path / 'photos'
+    (folder / 'deep').mkdir(parents=True)
+    for name, colour in (('red.png', 'red'), ('deep/green.jpg', 'green'), ('blue.webp', 'blue')):
+        picture(colour).save(folder / name)
+    (folder / 'broken.jpg').write_text('no picture')
+    (folder / 'empty.png').touch()
+    (folder / 'notes.txt').write_text('left out')
+    first = _run(fake, 'index', '--quiet', str(folder))
+    assert first.returncode == 1
+    assert '3 stored, 0 unchanged, 2 failed' in first.stdout
+    assert f'{folder}/broken.jpg: the content is not a picture' in first.stderr
+    picture('yellow').save(folder / 'red.png')
+    os.utime(folder / 'red.png', (1, 1))
+    assert '1 stored, 2 unchanged, 2 failed' in _run(fake, 'index', '--quiet', str(folder)).stdout
+    grid = tmp_path / 'grid.png'
+    shown = _run(fake, 'search', '--image', str(folder / 'blue.webp'), '--grid', str(grid))
+    assert shown.returncode == 0
+    assert 'blue.webp' in shown.stdout
+    with Image.open(grid) as image:
+        assert image.width > 5 * 256
+    told = json.loads(_run(fake, 'search', 'a cat', '--json', '--limit', '2').stdout)
+    assert [set(match) for match in told] == [{'id', 'score', 'uri', 'text', 'tags'}] * 2
+    assert 'documents: 3' in _run(fake, 'status').stdout
+    assert '1 deleted' in _run(fake, 'delete', str(folder / 'blue.webp')).stdout
+
+
+def test_wrong_calls_and_a_missing_service_are_one_sentence(fake: Service) -> None:
+    wrong = subprocess.run([sys.executable, '-m', 'clipflow.cli.main', 'serch'], capture_output=True, check=False)
+    assert wrong.returncode == 2
+    refused = _run(fake, 'search', 'a cat', '--filter', 'no json')
+    assert refused.returncode == 1
+    assert refused.stderr.startswith('clipflow: invalid-filter: ')
+    assert 'Traceback' not in refused.stderr

@@ -1,0 +1,1 @@
+"""What must be equal to something simpler, under any order of operations."""

@@ -1,0 +1,240 @@
+"""Whatever happens to an index, in whatever order: it answers as the simple one does."""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from numpy.typing import NDArray
+
+from clipflow.filters import compile_filter
+from clipflow.index.flat import FlatIndex
+from clipflow.index.live import Hit, LiveIndex, Query
+from clipflow.index.reference import ReferenceIndex
+from clipflow.store.sqlite import Record, Store
+
+DIMENSION = 3
+
+
+def unit(components: tuple[float, ...]) -> NDArray[np.float32]:
+    raw = np.array(components, dtype=np.float64)
+    return (raw / np.linalg.norm(raw)).astype(np.float32)
+
+
+# Few directions, so that many documents tie; some a hair's breadth away from them, and any other ones.
+GRID = st.tuples(*[st.sampled_from([-1.0, 0.0, 1.0])] * DIMENSION).filter(any)
+HAIR = st.tuples(GRID, st.sampled_from([3e-7, 2e-6])).map(lambda pair: (pair[0][0] + pair[1], *pair[0][1:]))
+ANY = st.tuples(*[st.floats(-1, 1, width=16)] * DIMENSION).filter(lambda vector: max(map(abs, vector)) > 0.01)
+VECTORS = (GRID | HAIR | ANY).map(unit)
+LIMITS = st.sampled_from([1, 2, 3, 5, 15, 50])
+
+
+def comparable(ranked: list[tuple[Any, Any]]) -> list[list[tuple[float, int]]]:
+    """Keys and scores of each query, ties in one order."""
+    return [
+        sorted((-round(score, 9), key) for key, score in zip(keys.tolist(), scores.tolist(), strict=True))
+        for keys, scores in ranked
+    ]
+
+
+class FlatMachine(RuleBasedStateMachine):
+    """FlatIndex beside ReferenceIndex."""
+
+    @initialize()
+    def start(self) -> None:
+        self.flat, self.reference = FlatIndex(DIMENSION), ReferenceIndex()
+
+    @rule(items=st.lists(st.tuples(st.integers(1, 25), VECTORS), max_size=12))
+    def put(self, items: list[tuple[int, NDArray[np.float32]]]) -> None:
+        keys = np.array([key for key, _ in items], dtype=np.int64)
+        vectors = np.array([vector for _, vector in items], dtype=np.float32).reshape(-1, DIMENSION)
+        for index in (self.flat, self.reference):
+            index.put(keys, vectors)
+
+    @rule(keys=st.lists(st.integers(0, 30), max_size=10))
+    def remove(self, keys: list[int]) -> None:
+        for index in (self.flat, self.reference):
+            index.remove(np.array(keys, dtype=np.int64))
+
+    @rule(
+        queries=st.lists(VECTORS, min_size=1, max_size=3),
+        limit=LIMITS,
+        allowed=st.none() | st.lists(st.integers(0, 30), unique=True),
+    )
+    def search(self, queries: list[NDArray[np.float32]], limit: int, allowed: list[int] | None) -> None:
+        keys = None if allowed is None else np.array(allowed, dtype=np.int64)
+        found, expected = (index.search(np.stack(queries), limit, keys) for index in (self.flat, self.reference))
+        assert comparable(found) == comparable(expected)
+        assert all((np.diff(scores) <= 0).all() for _, scores in found)
+
+    @invariant()
+    def sizes(self) -> None:
+        if hasattr(self, 'flat'):
+            assert len(self.flat) == len(self.reference)
+
+
+TestFlat = FlatMachine.TestCase
+TestFlat.settings = settings(max_examples=250, stateful_step_count=20, deadline=None)
+
+
+@pytest.mark.parametrize('queries', [1, 5, 64])
+def test_flat_search_equals_the_reference_at_a_size_where_blas_takes_over(queries: int) -> None:
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(3000, 64))
+    vectors[500:900] = vectors[17]  # 401 that tie
+    vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    keys = rng.permutation(10_000)[:3000].astype(np.int64)
+    flat, reference = FlatIndex(64), ReferenceIndex()
+    for index in (flat, reference):
+        index.put(keys, vectors)
+        index.remove(keys[::7])
+    asked = np.concatenate([vectors[17:18], rng.normal(size=(queries, 64)).astype(np.float32)])[:queries]
+    asked /= np.linalg.norm(asked, axis=1, keepdims=True)
+    for limit, allowed in ((1, None), (10, None), (10, keys[:800]), (450, None), (5000, None)):
+        assert comparable(flat.search(asked, limit, allowed)) == comparable(reference.search(asked, limit, allowed))
+
+
+COLOURS = st.sampled_from(['red', 'blue', 'green'])
+TAGS = st.fixed_dictionaries(
+    {}, optional={'color': COLOURS, 'n': st.integers(0, 5), 'shop': st.fixed_dictionaries({'city': COLOURS})}
+)
+IDS = st.sampled_from([f'{n}' for n in range(18)] + ['ä', 'Z', 'a b'])
+FILTERS = st.sampled_from([{'color': 'red'}, {'color': {'$neq': 'red'}}, {'n': {'$lt': 3}}, {'shop__city': 'blue'}, {}])
+PASSES = {
+    json.dumps({'color': 'red'}): lambda tags: tags.get('color') == 'red',
+    json.dumps({'color': {'$neq': 'red'}}): lambda tags: tags.get('color') != 'red',
+    json.dumps({'n': {'$lt': 3}}): lambda tags: 'n' in tags and tags['n'] < 3,
+    json.dumps({'shop__city': 'blue'}): lambda tags: tags.get('shop', {}).get('city') == 'blue',
+    json.dumps({}): lambda tags: True,
+}
+
+
+def passes(query: dict[str, Any] | None, tags: dict[str, Any]) -> bool:
+    return query is None or PASSES[json.dumps(query)](tags)
+
+
+def group_of(path: str, tags: dict[str, Any]) -> Any:
+    return tags.get('color') if path == 'color' else tags.get('shop', {}).get('city')
+
+
+class LiveMachine(RuleBasedStateMachine):
+    """LiveIndex over a store on disk beside a dictionary of ids."""
+
+    @initialize()
+    def start(self) -> None:
+        self.folder = tempfile.TemporaryDirectory()
+        self.documents: dict[str, tuple[NDArray[np.float32], dict[str, Any], bytes | None]] = {}
+        self.open()
+
+    def open(self) -> None:
+        self.live = LiveIndex(Store(Path(self.folder.name) / 'store', 'abc', 'm'))
+
+    def teardown(self) -> None:
+        if hasattr(self, 'live'):
+            self.live.store.close()
+            self.folder.cleanup()
+
+    @rule(items=st.lists(st.tuples(IDS, VECTORS, TAGS, st.none() | st.just(b'webp')), max_size=10))
+    def upsert(self, items: list[tuple[str, NDArray[np.float32], dict[str, Any], bytes | None]]) -> None:
+        self.live.upsert([Record(i, '', '', json.dumps(tags), vector, webp) for i, vector, tags, webp in items])
+        self.documents.update({i: (vector, tags, webp) for i, vector, tags, webp in items})
+
+    @rule(ids=st.lists(IDS | st.just('unknown'), max_size=4), query=st.none() | FILTERS.filter(bool))
+    def delete(self, ids: list[str], query: dict[str, Any] | None) -> None:
+        matching = None if query is None else compile_filter(query)
+        gone = {
+            i for i, (_, tags, _) in self.documents.items() if i in ids or (query is not None and passes(query, tags))
+        }
+        assert self.live.delete(ids, matching) == len(gone)
+        for i in gone:
+            del self.documents[i]
+
+    @rule(identifier=IDS, colour=st.none() | COLOURS)
+    def retag(self, identifier: str, colour: str | None) -> None:
+        known = self.live.store.merge_tags([(identifier, json.dumps({'color': colour}))])
+        assert known == [identifier in self.documents]
+        if identifier in self.documents:
+            vector, tags, webp = self.documents[identifier]
+            rest = {name: value for name, value in tags.items() if name != 'color'}
+            self.documents[identifier] = vector, rest | ({'color': colour} if colour else {}), webp
+
+    @rule()
+    def clear(self) -> None:
+        assert self.live.clear() == len(self.documents)
+        self.documents.clear()
+
+    @rule()
+    def reopen(self) -> None:
+        self.live.store.close()
+        self.open()
+
+    def expected(self, vector: NDArray[np.float32], query: Query, source: dict[str, Any] | None) -> list[Any]:
+        names = sorted(self.documents)
+        reference = ReferenceIndex()
+        matrix = np.array([self.documents[name][0] for name in names], np.float32).reshape(-1, DIMENSION)
+        reference.put(np.arange(len(names)), matrix)
+        ((keys, scores),) = reference.search(vector[None], max(1, len(names)), None)
+        ranked = sorted((-round(score, 6), names[key]) for key, score in zip(keys, scores, strict=True))
+        floor = -2.0 if query.min_score is None else query.min_score
+        result, groups = [], set()
+        for negative, name in ranked:
+            tags = self.documents[name][1]
+            group = group_of(query.group_by, tags) if query.group_by else name
+            if not passes(source, tags) or group in groups or -negative < floor:
+                continue
+            groups.add(group)
+            result.append((name, -negative))
+        return result[: query.limit]
+
+    @rule(
+        vectors=st.lists(VECTORS, min_size=1, max_size=2),
+        limit=LIMITS,
+        source=st.none() | FILTERS,
+        min_score=st.sampled_from([None, 0.0, 0.5, 1.0]),
+        group_by=st.sampled_from([None, None, 'color', 'shop__city']),
+    )
+    def search(
+        self,
+        vectors: list[NDArray[np.float32]],
+        limit: int,
+        source: dict[str, Any] | None,
+        min_score: float | None,
+        group_by: str | None,
+    ) -> None:
+        matching = None if source is None else compile_filter(source)
+        query = Query(limit, matching, min_score, group_by, thumbnails=True, vectors=True)
+        found = self.live.search(np.stack(vectors), query)
+        for vector, hits in zip(vectors, found, strict=True):
+            assert [(hit.record.id, hit.score) for hit in hits] == self.expected(vector, query, source)
+            for hit in hits:
+                own, tags, webp = self.documents[hit.record.id]
+                assert (json.loads(hit.record.tags), hit.record.thumbnail) == (tags, webp)
+                assert hit.record.vector is not None
+                assert (hit.record.vector == own).all()
+                assert group_by is None or json.loads(hit.group) == group_of(group_by, tags)
+
+    @rule(vector=VECTORS, source=st.none() | FILTERS, group_by=st.sampled_from([None, 'color']))
+    def fewer_are_a_prefix_of_more(
+        self, vector: NDArray[np.float32], source: dict[str, Any] | None, group_by: str | None
+    ) -> None:
+        def top(limit: int) -> list[Hit]:
+            matching = None if source is None else compile_filter(source)
+            return self.live.search(vector[None], Query(limit, matching, group_by=group_by))[0]
+
+        assert [(hit.record.id, hit.score) for hit in top(5)] == [(h.record.id, h.score) for h in top(15)][:5]
+
+    @invariant()
+    def sizes(self) -> None:
+        if hasattr(self, 'live'):
+            assert len(self.live) == self.live.store.count() == len(self.documents)
+
+
+TestLive = LiveMachine.TestCase
+TestLive.settings = settings(
+    max_examples=200, stateful_step_count=25, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)

@@ -1,0 +1,131 @@
+"""Store and vectors as one, also while several threads use them."""
+
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from clipflow.errors import DimensionMismatch
+from clipflow.filters import compile_filter
+from clipflow.index.live import LiveIndex, Query
+from clipflow.store.sqlite import Record, Store
+
+AXES = np.eye(4, dtype=np.float32)
+
+
+@pytest.fixture
+def live(tmp_path: Path) -> Iterator[LiveIndex]:
+    store = Store(tmp_path, 'abc', 'm')
+    yield LiveIndex(store)
+    store.close()
+
+
+def record(identifier: str, vector: np.ndarray, **tags: Any) -> Record:
+    return Record(identifier, '', '', json.dumps(tags), vector)
+
+
+def top(live: LiveIndex, vector: np.ndarray, limit: int = 10, **options: Any) -> list[tuple[str, float]]:
+    (hits,) = live.search(vector[None], Query(limit, **options))
+    return [(hit.record.id, hit.score) for hit in hits]
+
+
+def test_an_empty_index_answers_every_query(live: LiveIndex) -> None:
+    assert live.search(AXES[:2], Query(5)) == [[], []]
+    assert live.search(AXES[:2], Query(5, group_by='a')) == [[], []]
+    live.upsert([])
+    assert (len(live), live.delete(['a']), live.clear()) == (0, 0, 0)
+
+
+def test_scores_are_rounded_to_six_decimals_and_ties_go_by_id(live: LiveIndex) -> None:
+    near = np.array([1, 1e-4, 0, 0], np.float32)
+    live.upsert([record('b', AXES[0]), record('c', near / np.linalg.norm(near)), record('a', AXES[0])])
+    assert top(live, AXES[0]) == [('a', 1.0), ('b', 1.0), ('c', 1.0)]
+
+
+def test_the_lowest_score_is_inclusive(live: LiveIndex) -> None:
+    live.upsert([record('a', AXES[0]), record('b', np.array([0.6, 0.8, 0, 0], np.float32)), record('c', -AXES[0])])
+    assert top(live, AXES[0], min_score=0.6) == [('a', 1.0), ('b', 0.6)]
+    assert top(live, AXES[0], min_score=0.0) == [('a', 1.0), ('b', 0.6)]
+    assert len(top(live, AXES[0], min_score=-1.0)) == 3
+
+
+def test_a_search_with_groups_looks_on_until_it_has_enough(live: LiveIndex) -> None:
+    # Two hundred of one colour stand before the first of another.
+    many = [record(f'red {n:03}', AXES[0], colour='red') for n in range(200)]
+    far = np.array([0.6, 0.8, 0, 0], np.float32)
+    live.upsert([*many, record('blue', far, colour='blue'), record('none', far), record('null', far, colour=None)])
+    found = top(live, AXES[0], limit=3, group_by='colour')
+    # A missing tag and null are one group.
+    assert found == [('red 000', 1.0), ('blue', 0.6), ('none', 0.6)]
+    assert top(live, AXES[0], limit=1, group_by='colour') == found[:1]
+
+
+def test_groups_are_told_apart_by_value_and_kind(live: LiveIndex) -> None:
+    values: list[Any] = [1, '1', True, [1], {'a': 1}, 'null', None]
+    live.upsert([record(f'{n}', AXES[0], deep={'x': value}) for n, value in enumerate(values)])
+    assert len(top(live, AXES[0], group_by='deep__x')) == len(values)
+
+
+def test_groups_and_filter_and_score_work_together(live: LiveIndex) -> None:
+    far = np.array([0.6, 0.8, 0, 0], np.float32)
+    live.upsert([record('a', AXES[0], g=1, on=True), record('b', far, g=1, on=True), record('c', far, g=2, on=False)])
+    matching = compile_filter({'on': True})
+    assert top(live, AXES[0], group_by='g', matching=matching, min_score=0.5) == [('a', 1.0)]
+
+
+def test_a_refused_write_changes_neither_store_nor_results(live: LiveIndex) -> None:
+    live.upsert([record('a', AXES[0])])
+    with pytest.raises(DimensionMismatch):
+        live.upsert([record('a', AXES[1]), Record('b', '', '', '{}', np.ones(3, np.float32))])
+    assert top(live, AXES[0]) == [('a', 1.0)]
+    assert live.store.count() == len(live) == 1
+
+
+def test_after_clearing_vectors_of_another_size_are_welcome(live: LiveIndex) -> None:
+    live.upsert([record('a', AXES[0])])
+    live.clear()
+    live.upsert([Record('b', '', '', '{}', np.array([0, 1], np.float32))])
+    assert top(live, np.array([0, 1], np.float32)) == [('b', 1.0)]
+
+
+def test_after_deleting_the_last_document_vectors_of_another_size_are_welcome_too(live: LiveIndex) -> None:
+    live.upsert([record('a', AXES[0])])
+    live.delete(['a'])
+    live.upsert([Record('b', '', '', '{}', np.array([0, 1], np.float32))])
+    assert top(live, np.array([0, 1], np.float32)) == [('b', 1.0)]
+
+
+def test_searches_beside_writes_see_whole_documents_and_no_deleted_one(live: LiveIndex) -> None:
+    """Readers run as long as the writer: each answer holds the fixed document and no half of a changing one."""
+    live.upsert([record('fixed', AXES[0])])
+    stop, faults = threading.Event(), []
+
+    def read() -> None:
+        while not stop.is_set():
+            found = dict(top(live, AXES[0]))
+            if found.get('fixed') != 1.0 or set(found) - {'fixed', 'a', 'b'} or 'gone' in found:
+                faults.append(found)
+
+    readers = [threading.Thread(target=read) for _ in range(2)]
+    for reader in readers:
+        reader.start()
+    try:
+        for n in range(40):
+            live.upsert([record('a', AXES[n % 4]), record('b', AXES[1])])
+            live.delete(['a'])
+    finally:
+        stop.set()
+        for reader in readers:
+            reader.join()
+    assert faults == []
+    assert dict(top(live, AXES[0])) == {'fixed': 1.0, 'b': 0.0}
+
+
+def test_the_status_counts_documents(live: LiveIndex) -> None:
+    live.upsert([record('a', AXES[0]), record('b', AXES[1])])
+    assert live.status()['documents'] == 2
+    assert live.status()['kind'] == 'flat'

@@ -1,0 +1,165 @@
+"""The torch session against transformers' own processor and model, for every family."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from clipflow.errors import InvalidParameter
+from clipflow.pictures import prepare
+from clipflow.sessions import registry
+from clipflow.sessions.torch import TorchSession, load
+from clipflow.settings import EncoderSettings
+from clipflow.tokens import Tokenizer
+from clipflow.weights import ModelSpec, load_spec
+
+from .. import checkpoints
+
+TEXTS = ['cat', 'a dog and a cat', '一只猫的照片', 'dog ' * 50, '🙂 photo']
+
+
+def picture(seed: int, width: int, height: int) -> Image.Image:
+    rng = np.random.default_rng(seed)
+    return Image.fromarray(rng.integers(0, 256, (7, 5, 3), dtype=np.uint8)).resize((width, height), 3)
+
+
+@pytest.fixture(params=checkpoints.FAMILIES, scope='module')
+def family(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope='module')
+def spec(family: str, checkpoint: Callable[[str], Path]) -> ModelSpec:
+    return load_spec(str(checkpoint(family)))
+
+
+@pytest.fixture(scope='module')
+def session(spec: ModelSpec) -> TorchSession:
+    return load(spec)
+
+
+def unit(output: Any) -> NDArray[np.float64]:
+    vectors = output.pooler_output.double().numpy()
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def own_vectors(spec: ModelSpec, images: list[Image.Image], texts: list[str]) -> tuple[Any, Any]:
+    """What transformers' own processor, tokenizer and model make of it, as their documentation uses them."""
+    from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+
+    model = AutoModel.from_pretrained(spec.directory).eval()
+    pixels = AutoImageProcessor.from_pretrained(spec.directory)(images, return_tensors='pt')
+    # SigLIP was trained with full padding and without a mask.
+    fixed = spec.family.startswith('siglip')
+    tokens = AutoTokenizer.from_pretrained(spec.directory)(
+        texts,
+        padding='max_length' if fixed else True,
+        truncation=True,
+        max_length=checkpoints.CONTEXT,
+        return_tensors='pt',
+    )
+    if fixed:
+        tokens = {'input_ids': tokens['input_ids']}
+    with torch.inference_mode():
+        return unit(model.get_image_features(**pixels)), unit(model.get_text_features(**tokens))
+
+
+def test_vectors_equal_those_of_transformers(spec: ModelSpec, session: TorchSession) -> None:
+    # NaFlex keeps proportions; the session takes its square, so that a square picture is what both see alike.
+    sizes = [(60, 60), (32, 32), (90, 90)] if spec.family == 'siglip2' else [(60, 45), (32, 32), (33, 120)]
+    images = [picture(n, *size) for n, size in enumerate(sizes)]
+    expected_images, expected_texts = own_vectors(spec, images, TEXTS)
+    found = session.encode_images(np.stack([prepare(image, spec.picture) for image in images]))
+    tokens = Tokenizer(spec)(TEXTS)
+    texts = session.encode_texts(tokens.ids, tokens.mask)
+    assert found.dtype == texts.dtype == np.float32
+    assert found.shape == (3, session.dimension)
+    assert np.abs(found - expected_images).max() < 1e-5
+    assert np.abs(texts - expected_texts).max() < 1e-5
+    # The tiny model tells them apart, or else the comparison says nothing.
+    assert (found @ found.T)[np.triu_indices(3, 1)].max() < 0.99
+    assert (texts @ texts.T)[np.triu_indices(len(TEXTS), 1)].max() < 0.9999
+
+
+def test_padding_and_neighbours_change_nothing(spec: ModelSpec, session: TorchSession) -> None:
+    tokenizer = Tokenizer(spec)
+    together = tokenizer(TEXTS)
+    alone = [session.encode_texts(one.ids, one.mask)[0] for one in (tokenizer([text]) for text in TEXTS)]
+    assert np.abs(session.encode_texts(together.ids, together.mask) - alone).max() < 1e-5
+
+
+def test_pictures_do_not_see_their_neighbours(spec: ModelSpec, session: TorchSession) -> None:
+    pixels = np.stack([prepare(picture(n, 50, 50), spec.picture) for n in range(4)])
+    alone = np.concatenate([session.encode_images(one[None]) for one in pixels])
+    assert np.abs(session.encode_images(pixels) - alone).max() < 1e-5
+
+
+def test_vectors_have_unit_length_also_for_odd_input(spec: ModelSpec, session: TorchSession) -> None:
+    tokens = Tokenizer(spec)(['', ' ', '🙂', '的', 'x' * 1000])
+    shape = (spec.picture.height, spec.picture.width, 3)
+    pixels = np.stack([np.zeros(shape, np.uint8), np.full(shape, 255, np.uint8)])
+    for vectors in (session.encode_texts(tokens.ids, tokens.mask), session.encode_images(pixels)):
+        assert np.abs(np.linalg.norm(vectors, axis=1) - 1).max() < 1e-5
+
+
+def test_the_arrays_given_are_left_as_they_are(spec: ModelSpec, session: TorchSession) -> None:
+    pixels = np.stack([prepare(picture(1, 50, 50), spec.picture)])
+    tokens = Tokenizer(spec)(['cat'])
+    before = pixels.copy(), tokens.ids.copy(), tokens.mask.copy()
+    session.encode_images(pixels)
+    session.encode_texts(tokens.ids, tokens.mask)
+    for array, old in zip((pixels, tokens.ids, tokens.mask), before, strict=True):
+        assert (array == old).all()
+
+
+def test_the_session_says_what_it_is(session: TorchSession) -> None:
+    assert session.description['runtime'] == 'torch'
+    assert session.description['precision'] == 'float32'
+    assert all(isinstance(value, str) for value in session.description.values())
+
+
+def test_weights_in_half_precision_are_served_in_float32(tmp_path: Path) -> None:
+    session = load(load_spec(str(checkpoints.build('clip', tmp_path / 'half', torch.float16))))
+    assert session.encode_images(np.zeros((1, 32, 32, 3), np.uint8)).dtype == np.float32
+
+
+def test_an_activation_of_the_catalogue_wins_over_the_checkpoint_s(checkpoint: Callable[[str], Path]) -> None:
+    spec = load_spec(str(checkpoint('clip')))
+    pixels = prepare(picture(1, 50, 50), spec.picture)[None]
+    plain, same, other = (
+        load(replace(spec, activation=activation)).encode_images(pixels) for activation in ('', 'quick_gelu', 'gelu')
+    )
+    # CLIPConfig's own default is quick_gelu.
+    assert np.abs(plain - same).max() < 1e-6
+    assert np.abs(plain - other).max() > 1e-3
+
+
+def test_weights_that_do_not_fit_the_config_are_refused_by_name(
+    checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    shutil.copytree(checkpoint('clip'), tmp_path / 'mixed')
+    shutil.copy(checkpoint('altclip') / 'config.json', tmp_path / 'mixed' / 'config.json')
+    with pytest.raises(InvalidParameter, match='mixed'):
+        load(load_spec(str(tmp_path / 'mixed')))
+
+
+@pytest.mark.parametrize(('runtime', 'expected'), [('auto', 'torch'), ('torch', 'torch'), ('fake', 'fake')])
+def test_the_registry_opens_the_runtime_that_is_asked_for(
+    checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, runtime: str, expected: str
+) -> None:
+    monkeypatch.delenv('CLIPFLOW_RUNTIME', raising=False)
+    spec = load_spec(str(checkpoint('clip')))
+    session = registry.open_session(spec, EncoderSettings.load(runtime=runtime))
+    assert session.description['runtime'] == expected
+
+
+def test_every_runtime_of_the_settings_has_a_row_in_the_registry() -> None:
+    named = set(EncoderSettings.model_fields['runtime'].annotation.__args__) - {'auto'}
+    assert named == set(registry._RUNTIMES)

@@ -1,0 +1,292 @@
+"""From the name of a model to its files: what is sound, what is refused, and what the fingerprint notices."""
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from clipflow import catalogue
+from clipflow.errors import ClipflowError, InvalidParameter, NotFound
+from clipflow.weights import ModelSpec, is_served, load_spec
+
+from . import checkpoints
+
+Checkpoint = Callable[[str], Path]
+
+
+def edit(path: Path, **changes: Any) -> None:
+    """Change keys of a JSON file; None removes one."""
+    content = json.loads(path.read_text(encoding='utf-8')) | changes
+    path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+
+
+@pytest.fixture
+def clip(checkpoint: Checkpoint, tmp_path: Path) -> Path:
+    """A copy of the tiny CLIP, to be spoilt."""
+    return Path(shutil.copytree(checkpoint('clip'), tmp_path / 'copy'))
+
+
+@pytest.mark.parametrize(
+    ('family', 'padding', 'shortest'),
+    [
+        ('clip', 'longest', 32),
+        ('clip-legacy', 'longest', 32),
+        ('siglip', 'fixed', None),
+        ('siglip2', 'fixed', 32),
+        ('chinese_clip', 'longest', None),
+        ('altclip', 'longest', 32),
+        ('vision-text-dual-encoder', 'longest', 36),
+    ],
+)
+def test_a_checkpoint_tells_what_it_asks_for(
+    checkpoint: Checkpoint, family: str, padding: str, shortest: int | None
+) -> None:
+    spec = load_spec(str(checkpoint(family)))
+    assert spec.family == family.removesuffix('-legacy')
+    assert spec.name == family
+    assert (spec.picture.height, spec.picture.width, spec.picture.resize_shortest) == (32, 32, shortest)
+    assert (spec.context, spec.padding) == (checkpoints.CONTEXT, padding)
+    assert spec.scale == pytest.approx(math.exp(checkpoints.LOG_SCALE))
+
+
+@pytest.mark.parametrize('family', checkpoints.FAMILIES)
+def test_the_positions_of_the_model_limit_a_tokenizer_without_a_limit(
+    checkpoint: Checkpoint, tmp_path: Path, family: str
+) -> None:
+    directory = Path(shutil.copytree(checkpoint(family), tmp_path / 'copy'))
+    for limit in (None, 10**30):
+        edit(directory / 'tokenizer_config.json', model_max_length=limit)
+        assert load_spec(str(directory)).context == checkpoints.CONTEXT
+
+
+def test_the_bundled_model_is_as_its_files_say(mini: ModelSpec) -> None:
+    assert (mini.name, mini.family, mini.context) == ('clip-mini', 'vision-text-dual-encoder', 64)
+    assert (mini.picture.height, mini.picture.width, mini.picture.resize_shortest, mini.picture.resample) == (
+        224,
+        224,
+        224,
+        3,
+    )
+
+
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_the_temperature_is_read_in_every_number_format(tmp_path: Path, dtype: torch.dtype) -> None:
+    # 2.5 is exact in all four.
+    spec = load_spec(str(checkpoints.build('clip', tmp_path / 'model', dtype)))
+    assert spec.scale == pytest.approx(math.exp(2.5))
+
+
+def test_a_model_without_temperature_has_a_hundred(clip: Path) -> None:
+    weights = load_file(clip / 'model.safetensors')
+    del weights['logit_scale']
+    save_file(weights, clip / 'model.safetensors', metadata={'format': 'pt'})
+    assert load_spec(str(clip)).scale == 100.0
+
+
+def test_the_fingerprint_does_not_depend_on_the_place(checkpoint: Checkpoint, clip: Path) -> None:
+    assert load_spec(str(clip)).fingerprint == load_spec(str(checkpoint('clip'))).fingerprint
+
+
+def change_a_weight(directory: Path) -> None:
+    weights = load_file(directory / 'model.safetensors')
+    weights['visual_projection.weight'][3, 5] += 1e-6
+    save_file(weights, directory / 'model.safetensors', metadata={'format': 'pt'})
+
+
+def change_the_tokenizer(directory: Path) -> None:
+    content = json.loads((directory / 'tokenizer.json').read_text(encoding='utf-8'))
+    content['model']['merges'].pop()
+    (directory / 'tokenizer.json').write_text(json.dumps(content))
+
+
+CHANGES: dict[str, Callable[[Path], None]] = {
+    'weight': change_a_weight,
+    'tokenizer': change_the_tokenizer,
+    'lower case': lambda d: edit(d / 'tokenizer_config.json', do_lower_case=False),
+    'mean': lambda d: edit(d / 'preprocessor_config.json', image_mean=[0.5, 0.5, 0.5]),
+    'std': lambda d: edit(d / 'preprocessor_config.json', image_std=[0.5, 0.5, 0.5]),
+    'resample': lambda d: edit(d / 'preprocessor_config.json', resample=2),
+    'size': lambda d: edit(d / 'preprocessor_config.json', size={'shortest_edge': 40}),
+    'activation': lambda d: edit(
+        d / 'config.json',
+        text_config=json.loads((d / 'config.json').read_text())['text_config'] | {'hidden_act': 'gelu'},
+    ),
+}
+
+
+@pytest.mark.parametrize('change', CHANGES)
+def test_the_fingerprint_notices_a_change(clip: Path, change: str) -> None:
+    before = load_spec(str(clip)).fingerprint
+    CHANGES[change](clip)
+    assert load_spec(str(clip)).fingerprint != before
+
+
+def test_the_fingerprint_does_not_notice_who_wrote_the_files(clip: Path) -> None:
+    before = load_spec(str(clip)).fingerprint
+    edit(clip / 'config.json', transformers_version='4.0.0', architectures=['X'], _name_or_path='/elsewhere')
+    assert load_spec(str(clip)).fingerprint == before
+
+
+def spoil(directory: Path, how: str) -> None:
+    weights = directory / 'model.safetensors'
+    if how == 'no weights':
+        weights.unlink()
+    elif how == 'pickle only':
+        weights.rename(directory / 'pytorch_model.bin')
+    elif how == 'truncated weights':
+        weights.write_bytes(weights.read_bytes()[:-1000])
+    elif how == 'empty weights':
+        weights.write_bytes(b'')
+    elif how == 'a web page for weights':
+        weights.write_bytes(b'<html>not found</html>')
+    elif how == 'no tokenizer':
+        (directory / 'tokenizer.json').unlink()
+    elif how == 'another kind':
+        edit(directory / 'config.json', model_type='bert')
+    elif how == 'no kind':
+        edit(directory / 'config.json', model_type=None)
+    elif how == 'no config':
+        (directory / 'config.json').unlink()
+    elif how == 'config no JSON':
+        (directory / 'config.json').write_text('{')
+    elif how == 'config a list':
+        (directory / 'config.json').write_text('[]')
+    elif how == 'preprocessor no JSON':
+        (directory / 'preprocessor_config.json').write_bytes(b'\xff\xfe')
+
+
+@pytest.mark.parametrize(
+    ('how', 'kind', 'sentence'),
+    [
+        ('no weights', NotFound, 'holds no model.safetensors'),
+        ('pickle only', InvalidParameter, 'pickle'),
+        ('truncated weights', InvalidParameter, 'damaged'),
+        ('empty weights', InvalidParameter, 'damaged'),
+        ('a web page for weights', InvalidParameter, 'damaged'),
+        ('no tokenizer', NotFound, 'holds no tokenizer'),
+        ('another kind', InvalidParameter, "'bert'.*clip, siglip"),
+        ('no kind', InvalidParameter, "''.*clip, siglip"),
+        ('no config', NotFound, 'holds no config.json'),
+        ('config no JSON', InvalidParameter, 'config.json cannot be read'),
+        ('config a list', InvalidParameter, 'not a JSON object'),
+        ('preprocessor no JSON', InvalidParameter, 'preprocessor_config.json cannot be read'),
+    ],
+)
+def test_spoilt_files_are_refused_in_one_sentence(
+    clip: Path, how: str, kind: type[ClipflowError], sentence: str
+) -> None:
+    spoil(clip, how)
+    with pytest.raises(kind, match=sentence):
+        load_spec(str(clip))
+
+
+@pytest.mark.parametrize('name', ['/no/such/model', './no-such-model', '~/no-such-model', '../models'])
+def test_a_directory_that_is_not_there_is_not_found(name: str) -> None:
+    with pytest.raises(NotFound, match='no model directory'):
+        load_spec(name)
+
+
+def test_an_empty_directory_is_no_model(tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match=r'config\.json'):
+        load_spec(str(tmp_path))
+
+
+def test_a_name_that_nothing_can_have_is_not_found(offline: None) -> None:
+    with pytest.raises(NotFound, match='neither a directory'):
+        load_spec('a/b/c d')
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The hub's client as HF_HUB_OFFLINE=1 and an empty cache make it; it reads both once, when it is imported."""
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
+    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_CACHE', str(tmp_path / 'cache'))
+
+
+@pytest.mark.parametrize(
+    ('name', 'repository'),
+    [
+        ('somebody/some-clip', 'somebody/some-clip'),
+        ('ViT-B/32', 'openai/clip-vit-base-patch32'),
+        ('ViT-L/14@336px', 'openai/clip-vit-large-patch14-336'),
+        ('ViT-B-32::laion2b-s34b-b79k', 'laion/CLIP-ViT-B-32-laion2B-s34B-b79K'),
+    ],
+)
+def test_a_model_that_cannot_be_fetched_says_what_was_tried_and_what_to_do(
+    offline: None, name: str, repository: str
+) -> None:
+    with pytest.raises(NotFound) as caught:
+        load_spec(name)
+    assert f'hf download {repository}' in caught.value.message
+    assert 'CLIPFLOW_MODEL' in caught.value.message
+
+
+def test_a_model_of_open_clip_alone_is_refused_before_anything_is_fetched(offline: None) -> None:
+    with pytest.raises(NotFound, match='open_clip'):
+        load_spec('ViT-B-16::laion400m_e31')
+
+
+def test_a_model_of_the_catalogue_is_read_with_the_catalogue_s_own_numbers(
+    offline: None, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    # The cache of the hub's client, as a download would have left it.
+    repository = tmp_path / 'cache' / 'models--laion--CLIP-ViT-B-32-laion2B-s34B-b79K'
+    snapshot = repository / 'snapshots' / ('0' * 40)
+    shutil.copytree(checkpoint('clip'), snapshot)
+    edit(snapshot / 'preprocessor_config.json', image_mean=[0.1, 0.1, 0.1])
+    (repository / 'refs').mkdir()
+    (repository / 'refs' / 'main').write_text('0' * 40)
+    spec = load_spec('ViT-B-32::laion2b-s34b-b79k')
+    entry = catalogue.find('ViT-B-32::laion2b-s34b-b79k')
+    assert entry is not None
+    assert spec.picture.mean == entry.mean
+    assert (spec.name, spec.activation) == ('ViT-B-32::laion2b-s34b-b79k', entry.activation)
+    assert is_served('ViT-B-32::laion2b_s34b_b79k', spec)
+    assert not is_served('ViT-B-32::openai', spec)
+
+
+@pytest.mark.parametrize(
+    ('asked', 'served'), [('clip', True), ('clip2', False), ('', False), ('ViT-B/32', False), ('a/b', False)]
+)
+def test_a_directory_is_served_under_its_own_name(checkpoint: Checkpoint, asked: str, served: bool) -> None:
+    assert is_served(asked, load_spec(str(checkpoint('clip')))) == served
+
+
+@pytest.mark.parametrize(
+    ('given', 'expected'),
+    [
+        ({'size': 40, 'crop_size': 32}, (32, 32, 40)),
+        ({'size': {'shortest_edge': 40}, 'crop_size': {'height': 24, 'width': 32}}, (24, 32, 40)),
+        ({'size': {'height': 30, 'width': 20}, 'do_center_crop': False}, (30, 20, None)),
+        ({'size': {'height': 30, 'width': 20}, 'do_center_crop': None}, (30, 20, None)),
+        ({'size': {'shortest_edge': 32}, 'do_center_crop': False}, (32, 32, None)),
+    ],
+)
+def test_older_and_newer_forms_of_the_preprocessing_are_understood(
+    clip: Path, given: dict[str, Any], expected: tuple[int, int, int | None]
+) -> None:
+    edit(clip / 'preprocessor_config.json', **given)
+    picture = load_spec(str(clip)).picture
+    assert (picture.height, picture.width, picture.resize_shortest) == expected
+
+
+def test_without_a_preprocessor_file_the_config_tells_the_size(clip: Path) -> None:
+    (clip / 'preprocessor_config.json').unlink()
+    picture = load_spec(str(clip)).picture
+    assert (picture.height, picture.width) == (32, 32)
+
+
+def test_a_processor_file_stands_in_for_the_preprocessor_file(clip: Path) -> None:
+    own = json.loads((clip / 'preprocessor_config.json').read_text())
+    before = load_spec(str(clip))
+    (clip / 'preprocessor_config.json').unlink()
+    (clip / 'processor_config.json').write_text(json.dumps({'image_processor': own}))
+    assert load_spec(str(clip)) == before
