@@ -17,16 +17,17 @@ from clipflow.border.room import end_with_parent
 from clipflow.settings import GatewaySettings
 from clipflow.web.app import create_app
 
-# Jina's own options ping an idle stage every ten seconds, which stages answer by hanging up (GOAWAY), and wait up to
-# two minutes before they look again for a stage that was away.
-_TO_STAGES = [
-    ('grpc.max_send_message_length', -1),
-    ('grpc.max_receive_message_length', -1),
-    ('grpc.initial_reconnect_backoff_ms', 200),
-    ('grpc.max_reconnect_backoff_ms', 1000),
-    ('grpc.keepalive_time_ms', 60_000),
-    ('grpc.keepalive_timeout_ms', 10_000),
-]
+# Merged over Jina's own options, which ping an idle stage every ten seconds. A stage takes that for an attack and hangs
+# up ("too many pings"), and the request that comes next is lost; so there are no pings without calls, and during long
+# calls they are as rare as servers allow by default (five minutes). Jina also waits up to two minutes before it looks
+# again for a stage that was away.
+_TO_STAGES = {
+    'grpc.keepalive_permit_without_calls': 0,
+    'grpc.keepalive_time_ms': 310_000,
+    'grpc.keepalive_timeout_ms': 10_000,
+    'grpc.initial_reconnect_backoff_ms': 200,
+    'grpc.max_reconnect_backoff_ms': 1000,
+}
 
 
 class ClipflowHttp(FastAPIBaseGateway):  # type: ignore[misc]

@@ -16,6 +16,7 @@ from clipflow_client import AsyncClient
 from service import Service, flow_with, png
 
 STAGES = ['preprocessor', 'encoder', 'indexer', 'ranker']
+QUIET_SECONDS = 60
 
 
 @pytest.mark.parametrize(
@@ -171,3 +172,11 @@ def test_two_replicas_of_the_stateless_stages_share_the_cores(tmp_path: Path) ->
             service.post('/index', Document(id=f'd{i}', blob=png((i * 12, 0, 0))))
         assert service.stored_ids() == {f'd{i}' for i in range(20)}
         assert len(service.matches(Document(blob=png('red')), limit=20)) == 20
+
+
+def test_the_first_request_after_a_quiet_minute_is_answered(tmp_path: Path) -> None:
+    # Nothing is waited for: Jina's own pings between gateway and stages would break the connections in this time.
+    with Service(tmp_path, {'RUNTIME': 'fake'}) as service:
+        service.post('/index', Document(id='a', text='x'))
+        time.sleep(QUIET_SECONDS)
+        assert service.stored_ids() == {'a'}
