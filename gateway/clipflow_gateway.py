@@ -13,21 +13,10 @@ from jina.serve.runtimes.servers.composite import CompositeBaseServer
 
 from clipflow import logs
 from clipflow.border.door import Door
-from clipflow.border.room import end_with_parent
+from clipflow.border.process import prepare_process
+from clipflow.border.route import CHANNEL_OPTIONS, Route
 from clipflow.settings import GatewaySettings
 from clipflow.web.app import create_app
-
-# Merged over Jina's own options, which ping an idle stage every ten seconds. A stage takes that for an attack and hangs
-# up ("too many pings"), and the request that comes next is lost; so there are no pings without calls, and during long
-# calls they are as rare as servers allow by default (five minutes). Jina also waits up to two minutes before it looks
-# again for a stage that was away.
-_TO_STAGES = {
-    'grpc.keepalive_permit_without_calls': 0,
-    'grpc.keepalive_time_ms': 310_000,
-    'grpc.keepalive_timeout_ms': 10_000,
-    'grpc.initial_reconnect_backoff_ms': 200,
-    'grpc.max_reconnect_backoff_ms': 1000,
-}
 
 
 class ClipflowHttp(FastAPIBaseGateway):  # type: ignore[misc]
@@ -47,12 +36,13 @@ class ClipflowGateway(CompositeBaseServer, BaseGateway):  # type: ignore[misc]
     """One door, two servers."""
 
     def __init__(self, **given: Any) -> None:
-        given['runtime_args']['grpc_channel_options'] = _TO_STAGES
+        given['runtime_args']['grpc_channel_options'] = CHANNEL_OPTIONS
         super().__init__(**given)
-        end_with_parent()
+        prepare_process()
         settings = GatewaySettings.load()
         log = logs.configure(settings.log_format, 'gateway')
-        door = Door(self._request_handler, settings, int(self.runtime_args.prefetch or 32), log)
+        route = Route.of(self.runtime_args)
+        door = Door(self._request_handler, route, settings, int(self.runtime_args.prefetch or 32), log)
         app = create_app(door.call, settings)
         self.servers = []
         for arguments in self._server_kwargs:

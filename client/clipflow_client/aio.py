@@ -177,6 +177,8 @@ class AsyncClient:
             raise _translated(error, self._address) from None
         if reply.status.code == jina_pb2.StatusProto.ERROR:
             raise errors.from_description(reply.status.description)
+        if reply.proto_with_data.data.WhichOneof('documents') == 'docs_bytes':
+            raise Internal(f'{self._address} answers with a pickle, which is not read; it is not clipflow')
         return cast(DocumentArray, reply.docs)
 
 

@@ -1,42 +1,37 @@
 """The door of the Flow: every request, by gRPC or HTTP, is checked here and gets its deadline.
 
 Jina's own gateway would pass unknown endpoints silently, raise network errors out of a stream, and send traces to
-clients. The door replaces its request function and stands before its gRPC services.
+clients. The door replaces its request function and stands before its gRPC services; what it lets in goes by `route`.
 """
 
 import asyncio
 import logging
-import re
 import time
 from collections.abc import AsyncIterator
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 from docarray import Document, DocumentArray
 from google.protobuf.json_format import Error as JsonError
 from google.protobuf.message import DecodeError
-from grpc import StatusCode
 from jina import __version__ as jina_version
-from jina.excepts import InternalNetworkError
 from jina.proto import jina_pb2
 from jina.serve.executors import __dry_run_endpoint__
 from jina.serve.runtimes.gateway.request_handling import GatewayRequestHandler
 from jina.types.request.data import DataRequest
 
 from clipflow import __version__, errors, wire
+from clipflow.border.route import Route
 from clipflow.errors import (
     ClipflowError,
     Internal,
     InvalidDocument,
     InvalidParameter,
-    NotReady,
     Overloaded,
-    Timeout,
     TooLarge,
     Unavailable,
 )
 from clipflow.settings import GatewaySettings
 
-_DEPLOYMENT = re.compile(r'deployment (\w+)')
 _OWNER = '_clipflow_stream_tasks'
 
 
@@ -52,26 +47,30 @@ class Door:
     """Stands in for Jina's request handler in the gateway's servers.
 
     Args:
-        handler: Jina's own, which knows the way through the Flow.
+        handler: Jina's own, for what it offers beside requests.
+        route: the way through the stages.
         settings: limits of the gateway.
         prefetch: requests of one stream that are inside at once; a client may ask for less, not for more.
         log: for what goes wrong.
     """
 
     def __init__(
-        self, handler: GatewayRequestHandler, settings: GatewaySettings, prefetch: int, log: logging.Logger
+        self,
+        handler: GatewayRequestHandler,
+        route: Route,
+        settings: GatewaySettings,
+        prefetch: int,
+        log: logging.Logger,
     ) -> None:
         self._handler = handler
+        self._route = route
         self._settings = settings
         self._prefetch = prefetch
         self._log = log
         self.streamer = handler.streamer
         self.executor = handler.executor
         self.inside = 0
-        requests = self.streamer._streamer
-        self._forward = requests._request_handler
-        self._finish = requests._result_handler
-        requests._request_handler = self._admit
+        self.streamer._streamer._request_handler = self._admit
         self.Call = self.stream
 
     # -- gRPC services ------------------------------------------------------------------------------------------------
@@ -103,7 +102,7 @@ class Door:
         """JinaSingleDataRequestRPC: one request, one reply."""
         if context is not None:
             self._limit_time(request, context)
-        return cast(DataRequest, self._finish(await self._answer(request)))
+        return await self._answer(request)
 
     async def dry_run(self, empty: Any, context: Any) -> Any:
         """`Client.is_flow_ready()`: whether an empty request passes through every stage."""
@@ -123,6 +122,7 @@ class Door:
     async def close(self) -> None:
         """Let what is inside finish."""
         await self._handler.close()
+        await self._route.close()
 
     # -- HTTP ---------------------------------------------------------------------------------------------------------
 
@@ -169,8 +169,7 @@ class Door:
                 raise Overloaded(f'{self.inside} requests are being served; try again a little later')
             self.inside += 1
             try:
-                async with asyncio.timeout(deadline - time.time()):
-                    reply: DataRequest = await self._forward(request, DocumentArray)[0]
+                reply = await self._route.send(request, deadline)
             finally:
                 self.inside -= 1
             if reply.status.code != jina_pb2.StatusProto.ERROR:
@@ -178,12 +177,6 @@ class Door:
             raise self._executor_error(reply)
         except ClipflowError as error:
             return _refusal(request, error)
-        except InternalNetworkError as error:
-            return _refusal(request, _network_error(error))
-        except TimeoutError:
-            return _refusal(
-                request, Timeout('the deadline of this request has passed; ask for less or allow more time')
-            )
         except Exception:
             self._log.exception('request %s failed in the gateway', request.header.request_id)
             return _refusal(request, Internal(f'the gateway failed; see its log under {request.header.request_id}'))
@@ -217,13 +210,11 @@ class Door:
         error = errors.from_description(status.description)
         if status.exception.name == type(error).__name__:
             return error
-        # It arose in Jina before our code had it; a Document that cannot be read is the only known cause.
+        # It arose in Jina before our code had it; a message that protobuf refuses is the only known cause.
         trace = ''.join(status.exception.stacks)
         self._log.error('request %s: %s\n%s', reply.header.request_id, status.description, trace)
-        if 'from_protobuf' in trace or 'json_format' in trace:
-            return InvalidDocument(
-                'the request holds a document that cannot be read (NaN in its tags, a foreign array?)'
-            )
+        if status.exception.name == 'DecodeError':
+            return InvalidDocument('the request holds a document that cannot be read (nested too deeply?)')
         return Internal(f'a stage failed; see its log under {reply.header.request_id}')
 
 
@@ -237,15 +228,3 @@ def _refusal(request: DataRequest, error: ClipflowError) -> DataRequest:
     status.description = repr(error)
     status.exception.name = type(error).__name__
     return reply
-
-
-def _network_error(error: InternalNetworkError) -> ClipflowError:
-    found = _DEPLOYMENT.search(error.details() or '')
-    stage = f'the {found[1]}' if found else 'a stage'
-    if error.code() == StatusCode.DEADLINE_EXCEEDED:
-        return Timeout(f'{stage} did not answer in time')
-    if error.code() in (StatusCode.UNAVAILABLE, StatusCode.CANCELLED, StatusCode.UNKNOWN):
-        return Unavailable(f'{stage} cannot be reached; it is starting, or it has failed and is restarted; try again')
-    if error.code() == StatusCode.RESOURCE_EXHAUSTED:
-        return TooLarge(f'a message to {stage} is too large; send fewer documents at once')
-    return NotReady(f'{stage} answers {error.code().name.lower()}; try again')

@@ -8,9 +8,7 @@ import difflib
 import gc
 import logging
 import os
-import signal
 import sys
-import threading
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, ClassVar, Concatenate, TypeVar
@@ -19,6 +17,8 @@ from docarray import DocumentArray
 from jina import Executor, requests
 
 from clipflow import __version__, logs, wire
+from clipflow.border import messages
+from clipflow.border.process import prepare_process
 from clipflow.errors import ClipflowError, Internal, InvalidParameter
 from clipflow.settings import RoomSettings
 from clipflow.weights import ModelSpec, load_spec
@@ -26,7 +26,6 @@ from clipflow.wire import Parameters
 from clipflow.work import WorkQueue
 
 _JINAS_OWN = ('metas', 'requests', 'runtime_args', 'workspace', 'dynamic_batching', 'work_dir', 'name')
-_PARENT_CHECK_SECONDS = 1.0
 
 # Before OpenMP is loaded: by default its helpers spin for milliseconds after each parallel part, on the cores that the
 # next stage needs. 2,000 turns keep the model as fast, and one search takes a third less.
@@ -51,7 +50,7 @@ class Room(Executor):  # type: ignore[misc]
             name: given.pop(name) for name in self.settings_class.model_fields if name in given and name != 'workspace'
         }
         super().__init__(**given)
-        end_with_parent()
+        prepare_process()
         started = time.monotonic()
         try:
             for name in given:
@@ -117,7 +116,8 @@ def endpoint(*paths: str, parse: type[Q]) -> Callable[[Endpoint[R, Q]], Any]:
             try:
                 parsed = parse.parse(parameters)
                 parsed.check_deadline()
-                return await method(self, docs, parsed)
+                reply = await method(self, docs, parsed)
+                return messages.put_back(docs, docs if reply is None else reply, self.stage)
             except ClipflowError:
                 raise
             except Exception:
@@ -131,17 +131,3 @@ def endpoint(*paths: str, parse: type[Q]) -> Callable[[Endpoint[R, Q]], Any]:
         return requests(on=list(paths))(call)
 
     return bind
-
-
-def end_with_parent() -> None:
-    """Stop this process when the one that started it is gone, so that a killed Flow leaves no orphan with its ports."""
-    parent = os.getppid()
-    if parent <= 1:
-        return
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(_PARENT_CHECK_SECONDS)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=watch, name='parent-watch', daemon=True).start()

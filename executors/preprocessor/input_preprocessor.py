@@ -82,8 +82,8 @@ class InputPreprocessor(Room):
                 keep=not parameters.drop_image_content,
             )
 
-        # Texts cost nothing: they are not worth a change of thread.
-        light = [position for position, doc in enumerate(chosen) if doc.text]
+        # What holds no picture to decode is not worth a change of thread.
+        light = [p for p, doc in enumerate(chosen) if doc.text or (doc.embedding is not None and trust_embedding)]
         for position in light:
             prepare(position)
-        await self.work.map(parameters, prepare, [p for p in range(len(chosen)) if not chosen[p].text])
+        await self.work.map(parameters, prepare, sorted(set(range(len(chosen))) - set(light)))

@@ -206,10 +206,6 @@ def test_equal_ids_of_queries_are_answered_one_by_one(fake: Service) -> None:
     assert [doc.matches[0].id for doc in reply] == ['a', 'b']
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason='a Struct with NaN cannot be read by Jina, so the whole request fails in the first stage (clipflow/border)',
-)
 @pytest.mark.parametrize('value', [float('nan'), float('inf'), float('-inf')])
 def test_tags_with_nan_fail_alone(fake: Service, value: float) -> None:
     reply = fake.post('/index', [Document(id='nan', text='x', tags={'n': value}), Document(id='good', text='y')])

@@ -1,13 +1,16 @@
 """Requests that cannot be served: refused as a whole, with a code and a sentence, and the service goes on."""
 
 import os
+import pickle
 import socket
 from pathlib import Path
 from typing import Any
 
+import grpc
 import httpx
 import pytest
 from docarray import Document, DocumentArray
+from jina.proto import jina_pb2
 
 from clipflow.errors import ClipflowError, InvalidFilter, InvalidParameter, TooLarge
 from clipflow_client import Client
@@ -278,3 +281,27 @@ class TestFileRoots:
 
     def test_urls_are_still_not_fetched(self, service: Service) -> None:
         assert error_of(service.one('/encode', Document(uri='http://127.0.0.1/a.png'))).code == 'forbidden-source'
+
+
+class Pickled:
+    """Makes a file where it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize('endpoint', ['/encode', '/index', '/search', '/update', '/delete'])
+def test_a_pickle_is_refused_and_not_run(fake: Service, tmp_path: Path, endpoint: str) -> None:
+    canary = tmp_path / 'run'
+    request = jina_pb2.DataRequestProto()
+    request.header.request_id = 'r'
+    request.header.exec_endpoint = endpoint
+    request.data.docs_bytes = pickle.dumps(Pickled(canary))
+    with grpc.insecure_channel(fake.grpc) as channel:
+        call = channel.unary_unary('/jina.JinaSingleDataRequestRPC/process_single_data')
+        reply = jina_pb2.DataRequestProto.FromString(call(request.SerializeToString(), timeout=10))
+    assert reply.header.status.description.startswith('invalid-document: ')
+    assert not canary.exists()
