@@ -3,7 +3,7 @@ VENV ?= .venv
 PHOTOS ?=
 export VENV
 
-.PHONY: help setup demo test unit check config clean
+.PHONY: help setup setup-runtimes demo test unit check config clean
 
 help:  ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1	/' | expand -t 24
@@ -11,10 +11,13 @@ help:  ## Show this help
 setup:  ## Install everything into .venv
 	@scripts/setup
 
+setup-runtimes:  ## Install the optional runtimes of the encoder too
+	@scripts/setup runtimes
+
 demo: setup  ## Start the service, index photographs (PHOTOS=folder for your own), search them, draw the results
 	$(VENV)/bin/python scripts/demo.py $(if $(PHOTOS),"$(PHOTOS)")
 
-test: setup check  ## All tests
+test: setup-runtimes check  ## All tests
 	$(VENV)/bin/python -m pytest
 
 unit: setup  ## The tests that start no service (under two minutes)

@@ -1,6 +1,7 @@
 """What the Flow costs beside what it runs: against the bare session, against an empty Flow, against clip-as-service.
 
     python benchmarks/end_to_end.py [--data DIR] [--rounds 3] [--only throughput,latency]
+    python benchmarks/end_to_end.py --only concurrency [--model DIR]
     python benchmarks/end_to_end.py --only peer --peer-python DIR/bin/python --peer DIR --model DIR
 
 All figures of one part are taken in turns in one run; ratios are what counts. The peer part needs an environment with
@@ -8,6 +9,7 @@ clip-server, a folder with its serve.py and bench.py, and the same weights conve
 """
 
 import argparse
+import asyncio
 import http.client
 import json
 import signal
@@ -148,9 +150,16 @@ def _by_http(web: http.client.HTTPConnection, body: dict[str, Any]) -> None:
     json.loads(reply.read())
 
 
+OURS = {
+    'clipflow, torch float32': {'RUNTIME': 'torch', 'PRECISION': 'float32', 'TEXT_CACHE': '0'},
+    'clipflow, auto': {'TEXT_CACHE': '0'},
+}
+"""Texts come again in these measurements; a cache would answer them without the model."""
+
+
 def peer(given: argparse.Namespace) -> None:
     """The peer's own measurements on both, with the same weights."""
-    results: dict[str, list[dict[str, Any]]] = {'clip-as-service': [], 'clipflow': []}
+    results: dict[str, list[dict[str, Any]]] = {name: [] for name in ('clip-as-service', *OURS)}
     for _ in range(given.rounds):
         port = free_port()
         command = [given.peer_python, str(given.peer / 'serve.py'), '--port', str(port)]
@@ -162,11 +171,12 @@ def peer(given: argparse.Namespace) -> None:
         results['clip-as-service'].append(_bench(given, port))
         process.send_signal(signal.SIGINT)
         process.wait(timeout=60)
-        with (
-            tempfile.TemporaryDirectory() as folder,
-            LocalService(Path(folder), {'MODEL': str(given.model)}) as service,
-        ):
-            results['clipflow'].append(_bench(given, int(service.grpc.rpartition(':')[2])))
+        for name, settings in OURS.items():
+            with (
+                tempfile.TemporaryDirectory() as folder,
+                LocalService(Path(folder), {'MODEL': str(given.model), **settings}) as service,
+            ):
+                results[name].append(_bench(given, int(service.grpc.rpartition(':')[2])))
     rows = (
         ('photographs/s, batches of 16', 'a_photos', 'per_second', False),
         ('texts/s, batches of 32', 'b_texts', 'per_second', False),
@@ -174,12 +184,54 @@ def peer(given: argparse.Namespace) -> None:
         ('32 texts at once, texts/s', 'd_32_texts_at_once', 'per_second', False),
         ('one photograph, p50 ms', 'e_one_photo', 'p50_ms', True),
     )
-    print('\n| | clip-as-service | clipflow | ratio (above 1: clipflow is faster) |\n|---|---|---|---|')
+    print(
+        '\n| ratios: above 1, clipflow is faster | clip-as-service | ' + ' | '.join(f'{n} | ratio' for n in OURS) + ' |'
+    )
+    print('|---|---|' + '---|---|' * len(OURS))
     for title, part, figure, less_is_better in rows:
         theirs = [run[part][figure] for run in results['clip-as-service']]
-        ours = [run[part][figure] for run in results['clipflow']]
-        ratios = [a / b if less_is_better else b / a for a, b in zip(theirs, ours, strict=True)]
-        print(f'| {title} | {spread(theirs)} | {spread(ours)} | {spread(ratios, ".2f")} |')
+        cells = [spread(theirs)]
+        for name in OURS:
+            ours = [run[part][figure] for run in results[name]]
+            ratios = [a / b if less_is_better else b / a for a, b in zip(theirs, ours, strict=True)]
+            cells += [spread(ours), spread(ratios, '.2f')]
+        print(f'| {title} | ' + ' | '.join(cells) + ' |')
+
+
+def concurrency(rounds: int, model: str | None) -> None:
+    """32 clients that each ask for the embedding of one short text after the other, beside the empty Flow."""
+    settings = {'TEXT_CACHE': '0'} | ({'MODEL': model} if model else {})
+    ours, nothing = [], []
+    with ExitStack() as opened:
+        folder = Path(opened.enter_context(tempfile.TemporaryDirectory()))
+        service = opened.enter_context(LocalService(folder / 'workspace', settings))
+        empty = opened.enter_context(LocalService(folder / 'none', flow=_noop_flow(folder)))
+        for _ in range(rounds):
+            nothing.append(asyncio.run(_at_once(empty.grpc)))
+            ours.append(asyncio.run(_at_once(service.grpc)))
+    print('\n| 32 clients at once, one text each, requests per second | median (range) |\n|---|---|')
+    print(f'| clipflow | {spread(ours)} |')
+    print(f'| empty Flow | {spread(nothing)} |')
+    print(f'| clipflow / empty Flow | {spread([a / b for a, b in zip(ours, nothing, strict=True)], ".2f")} |')
+
+
+async def _at_once(address: str, clients: int = 32, calls: int = 640) -> float:
+    """Requests per second through Jina's own asyncio client."""
+    from jina import Client as JinaClient
+
+    jina = JinaClient(host=f'grpc://{address}', asyncio=True)
+    numbers = iter(range(calls))
+
+    async def one() -> None:
+        for number in numbers:
+            async for _ in jina.post('/encode', Document(text=f'a photo of dog number {number}')):
+                pass
+
+    await asyncio.gather(*(one() for _ in range(4)))
+    numbers = iter(range(calls))
+    begun = time.perf_counter()
+    await asyncio.gather(*(one() for _ in range(clients)))
+    return calls / (time.perf_counter() - begun)
 
 
 def _bench(given: argparse.Namespace, port: int) -> dict[str, Any]:
@@ -194,7 +246,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--data', type=Path, default=ROOT.parent / 'shared' / 'data')
     parser.add_argument('--rounds', type=int, default=3)
-    parser.add_argument('--only', default='throughput,latency', help='throughput, latency, peer')
+    parser.add_argument('--only', default='throughput,latency', help='throughput, latency, concurrency, peer')
     parser.add_argument('--peer-python', help='Python of the environment with clip-server')
     parser.add_argument('--peer', type=Path, help='folder with serve.py and bench.py')
     parser.add_argument('--model', type=Path, help="the peer's weights in the Hugging Face format")
@@ -205,6 +257,8 @@ def main() -> None:
         throughput(archive, given.rounds)
     if 'latency' in parts:
         latency(archive, given.rounds)
+    if 'concurrency' in parts:
+        concurrency(given.rounds, str(given.model) if given.model else None)
     if 'peer' in parts:
         peer(given)
 

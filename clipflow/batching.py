@@ -1,4 +1,8 @@
-"""Documents to embeddings: collect what is to be encoded, pass it through the session in minibatches, put it back."""
+"""Documents to embeddings: collect what is to be encoded, pass it through the session in minibatches, put it back.
+
+Texts pass sorted by length, padded to the longest of their minibatch and cut behind their end token where the model
+allows it (tokens).
+"""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -10,6 +14,7 @@ from docarray import Document
 from numpy.typing import NDArray
 
 from clipflow import wire
+from clipflow.cache import Encoded, TextCache
 from clipflow.errors import ClipflowError, DimensionMismatch, Internal, InvalidDocument
 from clipflow.preparation import check_pixels
 from clipflow.sessions.base import Session
@@ -17,6 +22,14 @@ from clipflow.tokens import Tokenizer
 from clipflow.weights import ModelSpec
 
 STAGE = 'encoder'
+
+
+@dataclass(frozen=True)
+class Job:
+    """Documents of one request, and the sentences with a place `{}` that their texts are put into."""
+
+    docs: Sequence[Document]
+    templates: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -42,11 +55,13 @@ class Embedder:
         spec: of the model in `session`.
         session: where the model runs.
         batch_size: items that pass through the model at once.
+        cache: of texts that were encoded before; None: none.
     """
 
-    def __init__(self, spec: ModelSpec, session: Session, batch_size: int) -> None:
+    def __init__(self, spec: ModelSpec, session: Session, batch_size: int, cache: TextCache | None = None) -> None:
         self.spec = spec
         self.session = session
+        self.cache = TextCache(0) if cache is None else cache
         self._tokenizer = Tokenizer(spec)
         self._batch_size = batch_size
 
@@ -57,23 +72,32 @@ class Embedder:
             docs: prepared by the preprocessor; empty ones stay as they are.
             templates: sentences with a place `{}` that a text is put into; their embeddings are averaged.
         """
-        slots = [(doc, _slots(doc)) for doc in docs if not wire.failed(doc) and not wire.is_empty(doc)]
-        for doc, parts in slots:
+        self.embed_together([Job(list(docs), templates)])
+
+    def embed_together(self, jobs: Sequence[Job]) -> None:
+        """See `embed`: the Documents of several requests in the same minibatches."""
+        found = [
+            (doc, _slots(doc), job.templates)
+            for job in jobs
+            for doc in job.docs
+            if not wire.failed(doc) and not wire.is_empty(doc)
+        ]
+        for doc, parts, _ in found:
             try:
                 for part in parts:
                     self._check(part.doc)
             except ClipflowError as error:
                 wire.fail(doc, type(error)(f'{doc.id!r}: {error.message}'), STAGE)
-        slots = [(doc, parts) for doc, parts in slots if not wire.failed(doc)]
-        flat = [part.doc for _, parts in slots for part in parts if part.doc.embedding is None]
-        self._encode_texts([doc for doc in flat if doc.text], templates)
-        self._encode_pictures([doc for doc in flat if doc.tensor is not None])
-        for doc, parts in slots:
+        sound = [(doc, parts, templates) for doc, parts, templates in found if not wire.failed(doc)]
+        flat = [(part.doc, templates) for _, parts, templates in sound for part in parts if part.doc.embedding is None]
+        self._encode_texts([(doc, templates or ('{}',)) for doc, templates in flat if doc.text])
+        self._encode_pictures([doc for doc, _ in flat if doc.tensor is not None])
+        for doc, parts, _ in sound:
             self._finish(doc, parts)
 
     def text_vectors(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Unit vectors of N texts, [N, D]."""
-        return self._vectors_of(texts)[0]
+        return np.stack([encoded.vector for encoded in self._encoded(texts)])
 
     def _check(self, doc: Document) -> None:
         if not math.isfinite(doc.weight or 0):
@@ -102,20 +126,23 @@ class Embedder:
             raise InvalidDocument('the embedding has to be finite and other than zero')
         return (vector / length).astype(np.float32)
 
-    def _encode_texts(self, docs: list[Document], templates: Sequence[str]) -> None:
-        if not docs:
-            return
-        forms = templates or ('{}',)
-        texts = [form.replace('{}', doc.text) for doc in docs for form in forms]
-        vectors, truncated = self._vectors_of(texts)
-        means = vectors.reshape(len(docs), len(forms), -1).sum(axis=1)
-        cuts = truncated.reshape(len(docs), -1).max(axis=1).tolist()
-        for doc, vector, cut in zip(docs, means, cuts, strict=True):
-            doc.embedding = _normalised(vector)
-            if cut:
+    def _encode_texts(self, texts: Sequence[tuple[Document, Sequence[str]]]) -> None:
+        encoded = iter(self._encoded([form.replace('{}', doc.text) for doc, forms in texts for form in forms]))
+        for doc, forms in texts:
+            of_forms = [next(encoded) for _ in forms]
+            doc.embedding = _normalised(np.sum([one.vector for one in of_forms], axis=0, dtype=np.float64))
+            if any(one.cut for one in of_forms):
                 doc.tags[wire.TRUNCATED] = True
 
-    def _vectors_of(self, texts: Sequence[str]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    def _encoded(self, texts: Sequence[str]) -> list[Encoded]:
+        """Vectors of N texts; each text passes the model once, if it is not in the cache."""
+        known = self.cache.get(texts)
+        new = self._through_model([text for text in dict.fromkeys(texts) if text not in known])
+        self.cache.put(new)
+        known |= new
+        return [known[text] for text in texts]
+
+    def _through_model(self, texts: Sequence[str]) -> dict[str, Encoded]:
         tokens = self._tokenizer(texts)
         lengths = tokens.mask.sum(axis=1)
         fixed = self.spec.padding == 'fixed'
@@ -126,7 +153,9 @@ class Embedder:
             rows = order[start : start + self._batch_size]
             longest = tokens.ids.shape[1] if fixed else int(lengths[rows].max())
             vectors[rows] = self.session.encode_texts(tokens.ids[rows, :longest], tokens.mask[rows, :longest])
-        return vectors, tokens.truncated
+        return {
+            text: Encoded(vector, bool(cut)) for text, vector, cut in zip(texts, vectors, tokens.truncated, strict=True)
+        }
 
     def _encode_pictures(self, docs: list[Document]) -> None:
         for start in range(0, len(docs), self._batch_size):

@@ -109,12 +109,26 @@ class PreprocessorSettings(RoomSettings):
 class EncoderSettings(RoomSettings):
     """Settings of the encoder."""
 
-    runtime: Literal['auto', 'torch', 'fake'] = Field(
-        'auto', description='`torch`, or `fake` (deterministic vectors without weights, for tests); `auto` takes torch.'
+    runtime: Literal['auto', 'torch', 'onnx', 'openvino', 'fake'] = Field(
+        'auto',
+        description='`torch`, `onnx` (ONNX Runtime), `openvino`, or `fake` (deterministic vectors without weights, for '
+        'tests); `auto` takes the fastest that is installed ([encoders](encoders.md)).',
     )
-    device: Literal['auto', 'cpu'] = Field('auto', description='Where the model runs.')
-    precision: Literal['auto', 'float32'] = Field('auto', description='Number format of the model; `auto` is float32.')
+    device: Literal['auto', 'cpu', 'cuda'] = Field(
+        'auto', description='Where the model runs; `auto` is `cuda` where there is one.'
+    )
+    precision: Literal['auto', 'float32', 'bfloat16', 'float16', 'int8'] = Field(
+        'auto',
+        description='Number format of the model; `auto` is `bfloat16` on a CPU that has it, `float16` on a GPU, else '
+        '`float32`. `int8` is only used when it is asked for.',
+    )
+    cache: Path = Field(
+        Path('~/.cache/clipflow'), description='Directory where a model is kept in the form that a runtime needs.'
+    )
     batch_size: int = Field(32, ge=1, le=4096, description='Items that pass through the model at once.')
+    text_cache: int = Field(
+        10_000, ge=0, description='Embeddings of texts that are kept in memory, the latest; 0 keeps none.'
+    )
     threads: int = Field(0, ge=0, description='Threads of the model; 0: the cores divided by the replicas.')
 
 

@@ -42,8 +42,8 @@ class WorkQueue:
             Overloaded: the queue is full.
             Timeout: the caller's deadline passed while it waited; the call was not made.
         """
-        async with self._place():
-            return await self._in_turn(parameters, call, *args, **kwargs)
+        async with self.place():
+            return await self._checked(parameters, call, *args, **kwargs)
 
     async def map(self, parameters: Parameters, call: Callable[[Item], None], items: Sequence[Item]) -> None:
         """Run `call` on every item, as many at once as there are threads; the request takes one place.
@@ -52,11 +52,12 @@ class WorkQueue:
             Overloaded, Timeout: as `run`.
         """
         if items:
-            async with self._place():
-                await asyncio.gather(*(self._in_turn(parameters, call, item) for item in items))
+            async with self.place():
+                await asyncio.gather(*(self._checked(parameters, call, item) for item in items))
 
     @asynccontextmanager
-    async def _place(self) -> AsyncIterator[None]:
+    async def place(self) -> AsyncIterator[None]:
+        """One place in the queue; raises Overloaded if there is none."""
         if self.taken >= self._limit:
             raise Overloaded(f'the {self._name} has {self._limit} requests waiting; try again a little later')
         self.taken += 1
@@ -65,12 +66,16 @@ class WorkQueue:
         finally:
             self.taken -= 1
 
-    async def _in_turn(self, parameters: Parameters, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    async def _checked(self, parameters: Parameters, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         def checked() -> T:
             parameters.check_deadline()
             return call(*args, **kwargs)
 
-        return await asyncio.get_running_loop().run_in_executor(self._pool, checked)
+        return await self.in_turn(checked)
+
+    async def in_turn(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run `call` on one of the threads; the caller has a place."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, lambda: call(*args, **kwargs))
 
     def do(self, call: Callable[[], T]) -> T:
         """Run `call` on one of the threads and wait for it, before there is an event loop."""

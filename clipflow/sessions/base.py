@@ -1,13 +1,34 @@
 """The contract of a session. Nothing outside this package knows a runtime."""
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 
+@dataclass(frozen=True)
+class Options:
+    """How a session runs."""
+
+    device: str
+    """cpu or cuda."""
+    precision: str
+    """float32, bfloat16, float16 or int8: what the model computes with. Vectors are float32 always."""
+    threads: int
+    """Of the model."""
+    shared: bool
+    """Whether other replicas compute on this host: then no thread may keep a core that it does not need."""
+    cache: Path
+    """Where exported files are kept."""
+
+
 class Session(Protocol):
-    """Prepared input to unit vectors, on one runtime. N items, L tokens, D dimensions, pictures of H x W."""
+    """Prepared input to unit vectors, on one runtime. N items, L tokens, D dimensions, pictures of H x W.
+
+    All calls come from the thread that has loaded it.
+    """
 
     @property
     def dimension(self) -> int:
@@ -17,10 +38,6 @@ class Session(Protocol):
     @property
     def description(self) -> dict[str, str]:
         """Runtime, device, precision and version, for /status."""
-        ...
-
-    def use_threads(self, threads: int) -> None:
-        """Set how many threads the model uses; called in the thread that will encode."""
         ...
 
     def encode_images(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:

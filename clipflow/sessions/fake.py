@@ -8,13 +8,14 @@ import zlib
 import numpy as np
 from numpy.typing import NDArray
 
+from clipflow.sessions.base import Options
 from clipflow.weights import ModelSpec
 
 DIMENSION = 32
 _GRID = 4
 
 
-def load(spec: ModelSpec) -> 'FakeSession':
+def load(spec: ModelSpec, options: Options) -> 'FakeSession':
     """There is nothing to load."""
     return FakeSession()
 
@@ -31,9 +32,6 @@ class FakeSession:
     def description(self) -> dict[str, str]:
         """See `base.Session`."""
         return {'runtime': 'fake', 'device': 'cpu', 'precision': 'float32', 'runtime_version': '0'}
-
-    def use_threads(self, threads: int) -> None:
-        """See `base.Session`."""
 
     def encode_images(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """See `base.Session`: the mean colour of a grid of cells, projected at random."""

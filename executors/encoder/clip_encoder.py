@@ -5,10 +5,12 @@ from collections.abc import Sequence
 from docarray import Document, DocumentArray
 
 from clipflow import wire
-from clipflow.batching import Embedder
+from clipflow.batching import Embedder, Job
 from clipflow.border.room import Room, endpoint
+from clipflow.cache import TextCache
 from clipflow.classify import classify
 from clipflow.errors import ModelMismatch
+from clipflow.gathering import Gathering
 from clipflow.sessions.registry import open_session
 from clipflow.settings import EncoderSettings
 from clipflow.weights import is_served
@@ -17,7 +19,7 @@ from clipflow.work import WorkQueue, share_of_cores
 
 
 class ClipEncoder(Room):
-    """Runs the model, one request after the other; the threads are inside the model."""
+    """Runs the model, what waits together at once; the threads are inside the model."""
 
     stage = 'encoder'
     settings_class = EncoderSettings
@@ -30,11 +32,13 @@ class ClipEncoder(Room):
         # with more of them than cores each call waits twice as long for its helpers.
         self.work = WorkQueue(self.stage, 1, self.settings.queue_limit)
         self._embedder = self.work.do(self._load)
+        self._gathering = Gathering(self.work, self._embedder.embed_together, self.settings.batch_size)
 
     def _load(self) -> Embedder:
-        session = open_session(self.spec, self.settings)
-        session.use_threads(self._threads)
-        embedder = Embedder(self.spec, session, self.settings.batch_size)
+        opened = open_session(self.spec, self.settings, self._threads, shared=self.replicas > 1)
+        self._why, self._warnings = opened.why, opened.warnings
+        cache = TextCache(self.settings.text_cache)
+        embedder = Embedder(self.spec, opened.session, self.settings.batch_size, cache)
         embedder.text_vectors(['a photo'])
         return embedder
 
@@ -72,16 +76,32 @@ class ClipEncoder(Room):
     @endpoint('/status', parse=Parameters)
     async def tell(self, docs: DocumentArray, parameters: Parameters) -> DocumentArray:
         """`/status`."""
-        session = self._embedder.session
-        return self.status(docs, **session.description, dimension=session.dimension, threads=self._threads)
+        session, cache = self._embedder.session, self._embedder.cache
+        return self.status(
+            docs,
+            **session.description,
+            why=self._why,
+            warnings=list(self._warnings),
+            dimension=session.dimension,
+            threads=self._threads,
+            batches=self._gathering.calls,
+            items=self._gathering.items,
+            cached_texts=len(cache),
+            cache_hits=cache.hits,
+            cache_misses=cache.misses,
+        )
 
     async def _embed(self, docs: list[Document], parameters: EncodeParameters, templates: Sequence[str] = ()) -> None:
         if parameters.model and not is_served(parameters.model, self.spec):
             raise ModelMismatch(f'this service runs the model {self.spec.name!r}, not {parameters.model!r}')
         if all(doc.embedding is not None or wire.is_empty(doc) for doc in docs):
             self._embedder.embed(docs)  # only checks; nothing for the model
-        else:
-            await self.work.run(parameters, self._embedder.embed, docs, templates)
+            return
+        most = self.settings.batch_size
+        # A large request asks again for each of its minibatches, so that a single query need not wait for all of them.
+        for start in range(0, len(docs), most):
+            some = docs[start : start + most]
+            await self._gathering.run(parameters, Job(some, templates), len(some))
 
     def close(self) -> None:
         """See `Room`."""

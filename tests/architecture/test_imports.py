@@ -13,6 +13,8 @@ ALLOWED: dict[str, set[str]] = {
     'filters': {'errors'},
     'wire': {'errors', 'filters'},
     'work': {'errors', 'wire'},
+    'gathering': {'errors', 'wire', 'work'},
+    'cache': set(),
     'logs': set(),
     'catalogue': {'errors'},
     'weights': {'errors', 'catalogue'},
@@ -20,8 +22,8 @@ ALLOWED: dict[str, set[str]] = {
     'sources': {'errors'},
     'tokens': {'errors', 'weights'},
     'preparation': {'errors', 'settings', 'wire', 'weights', 'pictures', 'sources'},
-    'sessions': {'errors', 'settings', 'weights'},
-    'batching': {'errors', 'wire', 'weights', 'tokens', 'preparation', 'sessions'},
+    'sessions': {'errors', 'settings', 'weights', 'tokens'},
+    'batching': {'errors', 'wire', 'cache', 'weights', 'tokens', 'preparation', 'sessions'},
     'classify': {'wire', 'batching'},
     'store': {'errors', 'filters'},
     'records': {'wire', 'store'},
@@ -30,7 +32,7 @@ ALLOWED: dict[str, set[str]] = {
     'web': {'errors', 'settings', 'wire'},
     'border': {'errors', 'settings', 'wire', 'work', 'logs', 'weights'},
     'client': {'errors', 'wire'},
-    'cli': {'errors', 'settings', 'border', 'client'},
+    'cli': {'errors', 'settings', 'weights', 'sessions', 'border', 'client'},
 }
 
 

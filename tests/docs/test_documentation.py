@@ -155,7 +155,15 @@ def requirements(file: str) -> list[tuple[str, str]]:
     return [(name, version) for name, version in pairs]
 
 
-@pytest.mark.parametrize('file', ['requirements.txt', 'requirements-dev.txt'])
+@pytest.mark.parametrize(
+    'file',
+    [
+        'requirements.txt',
+        'requirements-dev.txt',
+        'executors/encoder/runtimes/onnx.txt',
+        'executors/encoder/runtimes/openvino.txt',
+    ],
+)
 def test_every_requirement_has_its_reason(file: str) -> None:
     rows = [f'| `{name}` | {version} | ' for name, version in requirements(file)]
     assert [row for row in rows if row not in text_of('docs/dependencies.md')] == []

@@ -14,15 +14,20 @@ from PIL import Image
 
 from clipflow.errors import InvalidParameter
 from clipflow.pictures import prepare
-from clipflow.sessions import registry
-from clipflow.sessions.torch import TorchSession, load
-from clipflow.settings import EncoderSettings
+from clipflow.sessions import torch as sessions_torch
+from clipflow.sessions.base import Options
+from clipflow.sessions.torch import TorchSession
 from clipflow.tokens import Tokenizer
 from clipflow.weights import ModelSpec, load_spec
 
 from .. import checkpoints
 
+OPTIONS = Options('cpu', 'float32', 2, False, Path('nowhere'))
 TEXTS = ['cat', 'a dog and a cat', '一只猫的照片', 'dog ' * 50, '🙂 photo']
+
+
+def load(spec: ModelSpec) -> TorchSession:
+    return sessions_torch.load(spec, OPTIONS)
 
 
 def picture(seed: int, width: int, height: int) -> Image.Image:
@@ -148,18 +153,3 @@ def test_weights_that_do_not_fit_the_config_are_refused_by_name(
     shutil.copy(checkpoint('altclip') / 'config.json', tmp_path / 'mixed' / 'config.json')
     with pytest.raises(InvalidParameter, match='mixed'):
         load(load_spec(str(tmp_path / 'mixed')))
-
-
-@pytest.mark.parametrize(('runtime', 'expected'), [('auto', 'torch'), ('torch', 'torch'), ('fake', 'fake')])
-def test_the_registry_opens_the_runtime_that_is_asked_for(
-    checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, runtime: str, expected: str
-) -> None:
-    monkeypatch.delenv('CLIPFLOW_RUNTIME', raising=False)
-    spec = load_spec(str(checkpoint('clip')))
-    session = registry.open_session(spec, EncoderSettings.load(runtime=runtime))
-    assert session.description['runtime'] == expected
-
-
-def test_every_runtime_of_the_settings_has_a_row_in_the_registry() -> None:
-    named = set(EncoderSettings.model_fields['runtime'].annotation.__args__) - {'auto'}
-    assert named == set(registry._RUNTIMES)

@@ -1,0 +1,53 @@
+"""`clipflow export`: a model in the form that another runtime needs."""
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+
+def add_commands(commands: Any) -> None:
+    """Add `export`."""
+    command = commands.add_parser(
+        'export',
+        help='write a model for another runtime',
+        description='Write both towers of the model (CLIPFLOW_MODEL) as ONNX files into the cache, where the runtimes '
+        '"onnx" and "openvino" look for them, and measure how close each is to PyTorch. A service does this by '
+        'itself at its first start.',
+    )
+    command.add_argument('format', choices=('onnx',))
+    command.add_argument('--model', help='a directory or a name (default: CLIPFLOW_MODEL)')
+    command.add_argument('--cache', type=Path, help='where to (default: CLIPFLOW_CACHE)')
+    command.add_argument('--int8', action='store_true', help='also with weights in 8 bits')
+    command.set_defaults(run=run)
+
+
+def run(given: argparse.Namespace) -> int:
+    """Export, compare, and print where the files are and how close they come."""
+    from clipflow.sessions.base import Options
+    from clipflow.sessions.export import exported, put
+    from clipflow.sessions.parity import compare
+    from clipflow.sessions.registry import load, this_machine
+    from clipflow.settings import EncoderSettings
+    from clipflow.weights import load_spec
+
+    settings = EncoderSettings.load(**({'model': given.model} if given.model else {}))
+    spec = load_spec(given.model or settings.model)
+    cache = given.cache or settings.cache
+    directory = exported(spec, cache, int8=given.int8)
+    print(f'{spec.name}: {directory}')
+    installed = this_machine().packages
+    ways = [('onnx', 'float32'), ('openvino', 'float32'), ('openvino', 'bfloat16')]
+    ways += [('onnx', 'int8')] if given.int8 else []
+    reference = load('torch', spec, Options('cpu', 'float32', 1, False, cache))
+    report = {}
+    for runtime, precision in ways:
+        if runtime in installed:
+            session = load(runtime, spec, Options('cpu', precision, 1, False, cache))
+            found = compare(spec, session, reference)
+            report[f'{runtime} {precision}'] = {tower: asdict(one) for tower, one in found.items()}
+            shown = ', '.join(f'{tower} {one.worst:.6f} (mean {one.mean:.6f})' for tower, one in found.items())
+            print(f'  {runtime} {precision}: cosine to float32 torch at worst: {shown}')
+    put(directory / 'parity.json', (json.dumps(report, indent=2) + '\n').encode())
+    return 0

@@ -1,0 +1,167 @@
+"""The towers as ONNX files: what ONNX Runtime and OpenVINO load, made once for a model and kept in a cache.
+
+    <cache>/exports/<fingerprint>-<format>/
+        image.onnx, text.onnx               float32; they take [N, H, W, 3] uint8, and [N, L] int64
+        image-int8.onnx, text-int8.onnx     weights of the matrix products in 8 bits
+        export.json, int8.json              what they were made from; how close 8 bits are to float32
+
+A file is written under a temporary name and renamed; a lock lets one of several processes write.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clipflow.errors import InvalidParameter, StorageFull, Unavailable
+from clipflow.weights import ModelSpec
+
+OPSET = 17
+FORMAT = 1
+"""Of the exported files; a change of the graphs' inputs or outputs raises it, and older files are made again."""
+IMAGE, TEXT = 'image', 'text'
+INT8 = '-int8'
+"""What the name of a tower's 8-bit file has behind it."""
+
+
+def exported(spec: ModelSpec, cache: Path, *, int8: bool = False) -> Path:
+    """The directory with the exported files of a model; makes what is missing.
+
+    Raises:
+        Unavailable, StorageFull: it cannot be written.
+        InvalidParameter: this model cannot be exported, or a package for it is missing.
+    """
+    directory = cache.expanduser() / 'exports' / f'{spec.fingerprint}-{FORMAT}'
+    with _locked(directory):
+        if not (directory / 'export.json').exists():
+            export(spec, directory)
+        if int8 and not (directory / f'{TEXT}{INT8}.onnx').exists():
+            for tower in (IMAGE, TEXT):
+                _quantise(directory, tower)
+    return directory
+
+
+def export(spec: ModelSpec, directory: Path) -> None:
+    """Write both towers in float32, and what they were made from, into `directory`."""
+    import torch
+
+    from clipflow.sessions.towers import load_towers
+
+    if spec.family == 'siglip2':
+        raise InvalidParameter('SigLIP 2 cannot be exported to ONNX yet; run it with CLIPFLOW_RUNTIME=torch')
+    begun = time.monotonic()
+    image, text = load_towers(spec)
+    # Traced with more than one item and token, or else these numbers would be taken for constants.
+    pixels = torch.zeros(2, spec.picture.height, spec.picture.width, 3, dtype=torch.uint8)
+    length = spec.context if spec.padding == 'fixed' else min(12, spec.context)
+    ids = torch.ones(2, length, dtype=torch.int64)
+    # The tracer may look for the end token, and must find it.
+    ids[:, -1] = _last_token(text)
+    mask = (torch.ones_like(ids),) if text.masked and spec.family != 'clip' else ()
+    tokens = {0: 'batch'} | ({} if spec.padding == 'fixed' else {1: 'length'})
+    directory.mkdir(parents=True, exist_ok=True)
+    with torch.inference_mode():
+        _write(image, (pixels,), directory / f'{IMAGE}.onnx', {'pixels': {0: 'batch'}})
+        names = ('ids', 'mask')[: 1 + len(mask)]
+        _write(text, (ids, *mask), directory / f'{TEXT}.onnx', dict.fromkeys(names, tokens))
+    report = {
+        'model': spec.name,
+        'fingerprint': spec.fingerprint,
+        'format': FORMAT,
+        'opset': OPSET,
+        'torch': torch.__version__,
+        'seconds': round(time.monotonic() - begun, 1),
+    }
+    put(directory / 'export.json', (json.dumps(report, indent=2) + '\n').encode())
+
+
+def _last_token(text: Any) -> int:
+    config = text._model.config.text_config
+    token = getattr(config, 'eos_token_id', None)
+    return int(token) if isinstance(token, int) and 2 < token < config.vocab_size else int(config.vocab_size) - 1
+
+
+def _write(tower: Any, example: tuple[Any, ...], path: Path, axes: dict[str, dict[int, str]]) -> None:
+    import torch
+
+    with _beside(path) as temporary, warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # about the exporter's age, and about branches that are the same for all inputs
+        torch.onnx.export(
+            tower,
+            example,
+            str(temporary),
+            input_names=list(axes),
+            output_names=['vectors'],
+            dynamic_axes={**axes, 'vectors': {0: 'batch'}},
+            opset_version=OPSET,
+            dynamo=False,
+        )
+
+
+def _quantise(directory: Path, tower: str) -> None:
+    """8-bit weights for the matrix products: signed, a scale a channel (unsigned ones miss the fast kernels)."""
+    try:
+        from onnxruntime.quantization import QuantType, quantize_dynamic
+        from onnxruntime.quantization.shape_inference import quant_pre_process
+    except ImportError:
+        raise InvalidParameter('int8 needs the extra "onnx": pip install "clipflow[onnx]"') from None
+    with tempfile.TemporaryDirectory(dir=directory) as folder, _beside(directory / f'{tower}{INT8}.onnx') as target:
+        prepared = Path(folder) / 'prepared.onnx'
+        quant_pre_process(str(directory / f'{tower}.onnx'), str(prepared), skip_symbolic_shape=True)
+        quantize_dynamic(
+            str(prepared),
+            str(target),
+            op_types_to_quantize=['MatMul'],
+            weight_type=QuantType.QInt8,
+            per_channel=True,
+        )
+
+
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(f'{directory}.lock', os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise Unavailable(
+            f'the exported model cannot be kept in {directory.parent} ({error.strerror}); set CLIPFLOW_CACHE'
+        ) from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    except OSError as error:
+        raise StorageFull(f'the exported model cannot be written to {directory}: {error.strerror}') from None
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """A temporary name for `path`, which gets its own when all of it is on disk."""
+    temporary = path.with_name(f'{path.name}.{os.getpid()}.part')
+    try:
+        yield temporary
+        with temporary.open('rb') as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def put(path: Path, data: bytes) -> None:
+    """Write a small file whole or not at all."""
+    with _beside(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def grey(spec: ModelSpec) -> Any:
+    """One grey picture, [1, H, W, 3] uint8: a first call, which is slow and tells the dimension."""
+    return np.full((1, spec.picture.height, spec.picture.width, 3), 127, dtype=np.uint8)

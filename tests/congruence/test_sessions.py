@@ -1,0 +1,141 @@
+"""Every session against float32 on torch: the same checkpoints of every family, the same pictures and texts.
+
+The tolerances are those of docs/encoders.md.
+"""
+
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from unit import checkpoints
+
+from clipflow.errors import InvalidParameter
+from clipflow.sessions.base import Options, Session
+from clipflow.sessions.parity import compare, probes
+from clipflow.tokens import Tokenizer
+from clipflow.weights import ModelSpec, load_spec
+
+RUNTIMES = {'torch': 'torch', 'onnx': 'onnxruntime', 'openvino': 'openvino'}
+LEAST_COSINE = {'float32': 0.999999, 'bfloat16': 0.999, 'int8': 0.99}
+WAYS = [
+    ('torch', 'float32'),
+    ('torch', 'bfloat16'),
+    ('onnx', 'float32'),
+    ('onnx', 'int8'),
+    ('openvino', 'float32'),
+    ('openvino', 'bfloat16'),
+]
+TEXTS = ['cat', 'a dog and a cat', '一只猫的照片', 'dog ' * 50, '🙂 photo', '', ' ', 'x' * 1000]
+
+
+@pytest.fixture(scope='module')
+def spec_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], ModelSpec]:
+    built: dict[str, ModelSpec] = {}
+
+    def get(family: str) -> ModelSpec:
+        if family not in built:
+            folder = tmp_path_factory.mktemp('checkpoints') / family
+            built[family] = load_spec(str(checkpoints.build(family, folder)))
+        return built[family]
+
+    return get
+
+
+@pytest.fixture(scope='module')
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp('cache')
+
+
+def opened(runtime: str, precision: str, spec: ModelSpec, cache: Path) -> Session:
+    pytest.importorskip(RUNTIMES[runtime], reason=f'the extra {runtime!r} is not installed')
+    if runtime != 'torch':
+        pytest.importorskip('onnx', reason='the package onnx, which exports models, is not installed')
+    load: Any = import_module(f'clipflow.sessions.{runtime}').load
+    session: Session = load(spec, Options('cpu', precision, 2, False, cache))
+    return session
+
+
+@pytest.mark.parametrize('family', checkpoints.FAMILIES)
+@pytest.mark.parametrize(('runtime', 'precision'), WAYS)
+def test_a_session_gives_the_vectors_of_float32_torch(
+    spec_of: Callable[[str], ModelSpec], cache: Path, family: str, runtime: str, precision: str
+) -> None:
+    spec = spec_of(family)
+    reference = opened('torch', 'float32', spec, cache)
+    if family == 'siglip2' and runtime != 'torch':
+        with pytest.raises(InvalidParameter, match='SigLIP 2 cannot be exported'):
+            opened(runtime, precision, spec, cache)
+        return
+    session = opened(runtime, precision, spec, cache)
+    assert (session.description['runtime'], session.description['precision']) == (runtime, precision)
+    assert session.dimension == reference.dimension
+    found = compare(spec, session, reference)
+    assert min(found['image'].worst, found['text'].worst) >= LEAST_COSINE[precision], found
+
+
+@pytest.mark.parametrize('family', [family for family in checkpoints.FAMILIES if family != 'siglip2'])
+@pytest.mark.parametrize('runtime', RUNTIMES)
+def test_odd_input_of_any_size_gives_unit_vectors(
+    spec_of: Callable[[str], ModelSpec], cache: Path, family: str, runtime: str
+) -> None:
+    spec = spec_of(family)
+    session, reference = opened(runtime, 'float32', spec, cache), opened('torch', 'float32', spec, cache)
+    pixels, _, _ = probes(spec)
+    for count in (1, 3, len(TEXTS)):
+        tokens = Tokenizer(spec)(TEXTS[:count])
+        texts = session.encode_texts(tokens.ids, tokens.mask)
+        images = session.encode_images(pixels[:count])
+        for vectors, expected in (
+            (texts, reference.encode_texts(tokens.ids, tokens.mask)),
+            (images, reference.encode_images(pixels[:count])),
+        ):
+            assert (vectors.shape, vectors.dtype) == ((count, session.dimension), np.float32)
+            assert np.abs(np.linalg.norm(vectors, axis=1) - 1).max() < 1e-5
+            assert np.abs(vectors - expected).max() < 1e-4
+
+
+@pytest.mark.parametrize('runtime', RUNTIMES)
+def test_a_result_is_not_overwritten_by_the_next_call(
+    spec_of: Callable[[str], ModelSpec], cache: Path, runtime: str
+) -> None:
+    session = opened(runtime, 'float32', spec_of('clip'), cache)
+    pixels, _, _ = probes(spec_of('clip'))
+    first: NDArray[np.float32] = session.encode_images(pixels[:2])
+    kept = first.copy()
+    session.encode_images(pixels[2:4])
+    assert (first == kept).all()
+
+
+def test_an_export_is_made_once_and_half_an_export_is_made_again(
+    spec_of: Callable[[str], ModelSpec], tmp_path: Path
+) -> None:
+    pytest.importorskip('onnx', reason='the package onnx, which exports models, is not installed')
+    from clipflow.sessions.export import exported
+
+    directory = exported(spec_of('clip'), tmp_path)
+    files = {path.name: path.stat().st_mtime_ns for path in directory.iterdir()}
+    assert set(files) == {'image.onnx', 'text.onnx', 'export.json'}
+    exported(spec_of('clip'), tmp_path)
+    assert {path.name: path.stat().st_mtime_ns for path in directory.iterdir()} == files
+    (directory / 'export.json').unlink()  # it is written last: without it the export did not come to its end
+    (directory / 'text.onnx').write_bytes(b'half')
+    exported(spec_of('clip'), tmp_path)
+    assert (directory / 'text.onnx').stat().st_size > 1000
+
+
+def test_a_tower_that_loses_too_much_in_8_bits_stays_in_float32(
+    spec_of: Callable[[str], ModelSpec], cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pytest.importorskip('onnxruntime', reason="the extra 'onnx' is not installed")
+    from clipflow.sessions import onnx
+
+    spec = spec_of('clip')
+    exact = opened('torch', 'float32', spec, cache)
+    monkeypatch.setattr(onnx, '_LEAST_COSINE', 1.1)
+    session = opened('onnx', 'int8', spec, tmp_path)
+    assert session.description['float32_towers'] == 'image, text'
+    assert compare(spec, session, exact)['text'].worst > 0.999999

@@ -1,0 +1,108 @@
+"""Which runtime is taken, and what is said about it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from clipflow.errors import InvalidParameter
+from clipflow.sessions import registry
+from clipflow.sessions.registry import Machine, candidates, open_session, this_machine
+from clipflow.settings import EncoderSettings
+from clipflow.weights import load_spec
+
+ALL = frozenset({'onnx', 'openvino'})
+NONE: frozenset[str] = frozenset()
+
+
+@pytest.fixture(autouse=True)
+def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ('RUNTIME', 'DEVICE', 'PRECISION', 'CACHE'):
+        monkeypatch.delenv(f'CLIPFLOW_{name}', raising=False)
+
+
+def ways(machine: Machine, **given: str) -> list[tuple[str, str, str]]:
+    found = candidates(EncoderSettings.load(**given), machine)
+    return [(choice.runtime, choice.device, choice.precision) for choice in found]
+
+
+@pytest.mark.parametrize(
+    ('machine', 'first'),
+    [
+        (Machine(True, True, ALL), ('torch', 'cuda', 'float16')),
+        (Machine(False, True, ALL), ('openvino', 'cpu', 'bfloat16')),
+        (Machine(False, True, frozenset({'onnx'})), ('torch', 'cpu', 'bfloat16')),
+        (Machine(False, True, NONE), ('torch', 'cpu', 'bfloat16')),
+        (Machine(False, False, ALL), ('openvino', 'cpu', 'float32')),
+        (Machine(False, False, frozenset({'onnx'})), ('onnx', 'cpu', 'float32')),
+        (Machine(False, False, NONE), ('torch', 'cpu', 'float32')),
+    ],
+)
+def test_auto_takes_the_fastest_that_is_there(machine: Machine, first: tuple[str, str, str]) -> None:
+    assert ways(machine)[0] == first
+
+
+@pytest.mark.parametrize('cuda', [False, True])
+@pytest.mark.parametrize('bfloat16', [False, True])
+@pytest.mark.parametrize('packages', [NONE, ALL])
+def test_int8_is_never_taken_by_itself_and_torch_in_float_is_always_left(
+    cuda: bool, bfloat16: bool, packages: frozenset[str]
+) -> None:
+    found = ways(Machine(cuda, bfloat16, packages))
+    assert 'int8' not in {precision for _, _, precision in found}
+    assert found[-1][0] == 'torch'
+
+
+def test_what_is_asked_for_is_taken_and_nothing_else() -> None:
+    machine = Machine(False, True, ALL)
+    assert ways(machine, runtime='torch', precision='float32') == [('torch', 'cpu', 'float32')]
+    assert ways(machine, runtime='onnx') == [('onnx', 'cpu', 'float32')]
+    assert ways(machine, precision='int8') == [('onnx', 'cpu', 'int8')]
+    assert ways(Machine(True, True, ALL), device='cpu')[0] == ('openvino', 'cpu', 'bfloat16')
+
+
+@pytest.mark.parametrize(
+    ('given', 'said'),
+    [
+        ({'device': 'cuda'}, 'finds no such device'),
+        ({'precision': 'int8'}, r'clipflow\[onnx\]'),
+        ({'runtime': 'openvino', 'precision': 'int8'}, 'openvino cannot compute in int8'),
+    ],
+)
+def test_what_cannot_be_had_is_said(given: dict[str, str], said: str) -> None:
+    with pytest.raises(InvalidParameter, match=said):
+        ways(Machine(False, True, NONE), **given)
+
+
+def test_the_runtimes_that_are_asked_for_are_opened(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    spec = load_spec(str(checkpoint('clip')))
+    for runtime in ('torch', 'fake'):
+        settings = EncoderSettings.load(runtime=runtime, cache=tmp_path)
+        opened = open_session(spec, settings, 1, shared=False)
+        assert opened.session.description['runtime'] == runtime
+        assert (opened.why, opened.warnings) == ('asked for', ())
+
+
+def test_a_runtime_that_fails_is_passed_over_and_named(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    spec = load_spec(str(checkpoint('siglip2')))  # which cannot be exported
+    machine = Machine(False, True, ALL)
+    opened = open_session(spec, EncoderSettings.load(cache=tmp_path), 1, shared=False, machine=machine)
+    assert opened.session.description['runtime'] == 'torch'
+    assert opened.warnings
+    assert opened.warnings[0].startswith('openvino was to be used, but: ')
+
+
+def test_a_faster_extra_is_named(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    spec = load_spec(str(checkpoint('clip')))
+    machine = Machine(False, True, NONE)
+    opened = open_session(spec, EncoderSettings.load(cache=tmp_path), 1, shared=False, machine=machine)
+    assert 'clipflow[openvino]' in opened.warnings[0]
+
+
+def test_this_machine_can_be_looked_at() -> None:
+    assert this_machine().packages <= ALL
+
+
+def test_every_runtime_of_the_settings_has_a_row_in_the_registry() -> None:
+    named = set(EncoderSettings.model_fields['runtime'].annotation.__args__) - {'auto'}  # type: ignore[union-attr]
+    assert named == set(registry._RUNTIMES)
