@@ -40,9 +40,11 @@ from clipflow.preparation import Preparation
 from clipflow.sessions.registry import open_session
 from clipflow.settings import EncoderSettings, PreprocessorSettings
 from clipflow.weights import load_spec
+from clipflow.work import share_of_cores
 
-spec = load_spec(EncoderSettings.load().model)
-session = open_session(spec, EncoderSettings.load())
+settings = EncoderSettings.load()
+spec = load_spec(settings.model)
+session = open_session(spec, settings, share_of_cores(0, 1), shared=False).session
 embedder, preparation = Embedder(spec, session, 32), Preparation(spec, PreprocessorSettings.load())
 with zipfile.ZipFile(sys.argv[1]) as file:
     blobs = [file.read(name) for name in sorted(file.namelist())[:int(sys.argv[2])]]
@@ -112,7 +114,7 @@ def latency(archive: Path, rounds: int) -> None:
         blobs = [file.read(name) for name in sorted(file.namelist())[:200]]
     with ExitStack() as opened:
         folder = Path(opened.enter_context(tempfile.TemporaryDirectory()))
-        service = opened.enter_context(LocalService(folder / 'workspace'))
+        service = opened.enter_context(LocalService(folder / 'workspace', {'TEXT_CACHE': '0'}))
         empty = opened.enter_context(LocalService(folder / 'none', flow=_noop_flow(folder)))
         client, none = (opened.enter_context(Client(address)) for address in (service.grpc, empty.grpc))
         jina, jina_none = (JinaClient(host=f'grpc://{address}') for address in (service.grpc, empty.grpc))

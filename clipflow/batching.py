@@ -62,6 +62,7 @@ class Embedder:
         self.spec = spec
         self.session = session
         self.cache = TextCache(0) if cache is None else cache
+        self._mark = wire.model_mark(spec.fingerprint, session.description['precision'])
         self._tokenizer = Tokenizer(spec)
         self._batch_size = batch_size
 
@@ -98,6 +99,10 @@ class Embedder:
     def text_vectors(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Unit vectors of N texts, [N, D]."""
         return np.stack([encoded.vector for encoded in self._encoded(texts)])
+
+    def probe(self) -> None:
+        """Ask the model for something, past the cache; raises what it raises."""
+        self._through_model(['a photo'])
 
     def _check(self, doc: Document) -> None:
         if not math.isfinite(doc.weight or 0):
@@ -177,7 +182,7 @@ class Embedder:
             wire.fail(doc, Internal(f'{doc.id!r}: the model gave a vector that is not finite'), STAGE)
             return
         doc.pop('tensor')
-        doc.tags[wire.MODEL] = self.spec.fingerprint
+        doc.tags[wire.MODEL] = self._mark
         original = wire.detach(doc, wire.ORIGINAL)
         if original is not None:
             doc.content = original.content

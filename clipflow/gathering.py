@@ -43,6 +43,8 @@ class Gathering(Generic[Job]):
         self._draining: asyncio.Task[None] | None = None
         self.calls = 0
         self.items = 0
+        self.failed = False
+        """Whether the last call as a whole has failed."""
 
     async def run(self, parameters: Parameters, job: Job, size: int) -> None:
         """Run `job`, which has `size` items, together with what else is waiting.
@@ -65,7 +67,9 @@ class Gathering(Generic[Job]):
                 self.items += sum(waiting.size for waiting in batch)
                 try:
                     await self._work.in_turn(self._call, [waiting.job for waiting in batch])
+                    self.failed = False
                 except Exception as error:
+                    self.failed = True
                     await self._fail(batch, error)
                 for waiting in batch:
                     if not waiting.done.done():
@@ -91,10 +95,11 @@ class Gathering(Generic[Job]):
         return batch
 
     async def _fail(self, batch: list[_Waiting[Job]], error: Exception) -> None:
-        """A fault of ours: find out whose it is, so that it fails nobody else."""
-        if len(batch) == 1:
-            if not batch[0].done.done():
-                batch[0].done.set_exception(error)
+        """A fault of the model's server concerns all; one of ours is looked for, so that it fails nobody else."""
+        if len(batch) == 1 or isinstance(error, ClipflowError):
+            for waiting in batch:
+                if not waiting.done.done():
+                    waiting.done.set_exception(error)
             return
         for waiting in batch:
             try:

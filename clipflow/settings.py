@@ -109,10 +109,11 @@ class PreprocessorSettings(RoomSettings):
 class EncoderSettings(RoomSettings):
     """Settings of the encoder."""
 
-    runtime: Literal['auto', 'torch', 'onnx', 'openvino', 'fake'] = Field(
+    runtime: Literal['auto', 'torch', 'onnx', 'openvino', 'kserve', 'fake'] = Field(
         'auto',
-        description='`torch`, `onnx` (ONNX Runtime), `openvino`, or `fake` (deterministic vectors without weights, for '
-        'tests); `auto` takes the fastest that is installed ([encoders](encoders.md)).',
+        description='`torch`, `onnx` (ONNX Runtime), `openvino`, `kserve` (a server such as Triton), or `fake` '
+        '(deterministic vectors without weights, for tests); `auto` takes the fastest that is installed '
+        '([encoders](encoders.md)).',
     )
     device: Literal['auto', 'cpu', 'cuda'] = Field(
         'auto', description='Where the model runs; `auto` is `cuda` where there is one.'
@@ -125,6 +126,11 @@ class EncoderSettings(RoomSettings):
     cache: Path = Field(
         Path('~/.cache/clipflow'), description='Directory where a model is kept in the form that a runtime needs.'
     )
+    kserve_url: str = Field('127.0.0.1:8001', description='Host and gRPC port of the server of the runtime `kserve`.')
+    kserve_model: str = Field(
+        'clip', description='What the names of its two models begin with; `_image` and `_text` follow.'
+    )
+    kserve_timeout: float = Field(30.0, gt=0, description='Seconds for one call of it, with repetitions.')
     batch_size: int = Field(32, ge=1, le=4096, description='Items that pass through the model at once.')
     text_cache: int = Field(
         10_000, ge=0, description='Embeddings of texts that are kept in memory, the latest; 0 keeps none.'
@@ -139,6 +145,10 @@ class IndexerSettings(RoomSettings):
         ROOT / 'workspace', description='Directory of the stored documents; `workspace/` beside flow.yml.'
     )
     index_kind: Literal['auto', 'flat'] = Field('auto', description='Kind of index; `auto` is flat (exact).')
+
+    mix_precisions: bool = Field(
+        False, description='Allow vectors that were made in int8 beside others; their scores are not quite comparable.'
+    )
 
     @field_validator('workspace', mode='after')
     @classmethod

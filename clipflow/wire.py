@@ -236,6 +236,17 @@ def chosen(docs: DocumentArray, access_paths: str) -> list[Document]:
     return list(docs) if access_paths == '@r' else list(docs[access_paths])
 
 
+def model_mark(fingerprint: str, precision: str) -> str:
+    """What a Document carries of the model that encoded it. 8-bit vectors are not those of the same model in float."""
+    return f'{fingerprint}+int8' if precision == 'int8' else fingerprint
+
+
+def read_mark(mark: object) -> tuple[str, str]:
+    """Fingerprint, and `int8` or `float`."""
+    fingerprint, _, precision = str(mark).partition('+')
+    return fingerprint, precision or 'float'
+
+
 def strip(doc: Document) -> None:
     """Take out what only stages need to know, before a Document goes back."""
     doc.tags.pop(MODEL, None)

@@ -85,6 +85,7 @@ class Room(Executor):  # type: ignore[misc]
         earlier = [doc for doc in docs if doc.tags.get('stage')] if self.stage != 'preprocessor' else []
         tags = {
             'stage': self.stage,
+            'ready': True,
             'version': __version__,
             'model': self.spec.name,
             'fingerprint': self.spec.fingerprint,

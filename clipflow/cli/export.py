@@ -12,11 +12,16 @@ def add_commands(commands: Any) -> None:
     command = commands.add_parser(
         'export',
         help='write a model for another runtime',
-        description='Write both towers of the model (CLIPFLOW_MODEL) as ONNX files into the cache, where the runtimes '
-        '"onnx" and "openvino" look for them, and measure how close each is to PyTorch. A service does this by '
-        'itself at its first start.',
+        description='onnx: write both towers of the model (CLIPFLOW_MODEL) into the cache, where the runtimes "onnx" '
+        'and "openvino" look for them, and measure how close each is to PyTorch. A service does this by itself at its '
+        'first start. triton: write a model repository for a Triton server, which the runtime "kserve" calls.',
     )
-    command.add_argument('format', choices=('onnx',))
+    command.add_argument('format', choices=('onnx', 'triton'))
+    command.add_argument(
+        '--out', type=Path, default=Path('triton'), help='triton: the model repository (default: triton)'
+    )
+    command.add_argument('--gpu', action='store_true', help='triton: run on GPUs')
+    command.add_argument('--instances', type=int, default=1, help='triton: copies of each tower that run at once')
     command.add_argument('--model', help='a directory or a name (default: CLIPFLOW_MODEL)')
     command.add_argument('--cache', type=Path, help='where to (default: CLIPFLOW_CACHE)')
     command.add_argument('--int8', action='store_true', help='also with weights in 8 bits')
@@ -29,6 +34,7 @@ def run(given: argparse.Namespace) -> int:
     from clipflow.sessions.export import exported, put
     from clipflow.sessions.parity import compare
     from clipflow.sessions.registry import load, this_machine
+    from clipflow.sessions.triton import Serving, write_repository
     from clipflow.settings import EncoderSettings
     from clipflow.weights import load_spec
 
@@ -36,6 +42,12 @@ def run(given: argparse.Namespace) -> int:
     spec = load_spec(given.model or settings.model)
     cache = given.cache or settings.cache
     directory = exported(spec, cache, int8=given.int8)
+    if given.format == 'triton':
+        session = load('torch', spec, Options('cpu', 'float32', 1, False, cache))
+        serving = Serving(given.int8, given.gpu, given.instances)
+        folders = write_repository(spec, cache, given.out, session.dimension, serving)
+        print(f'{spec.name}: {", ".join(str(folder) for folder in folders)}')
+        return 0
     print(f'{spec.name}: {directory}')
     installed = this_machine().packages
     ways = [('onnx', 'float32'), ('openvino', 'float32'), ('openvino', 'bfloat16')]

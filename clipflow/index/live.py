@@ -46,23 +46,31 @@ class LiveIndex:
         self._writing = threading.Lock()
         self._searching = threading.Lock()
         self._index: VectorIndex | None = None
+        self._precision = store.precision() or 'float'  # a store of before this was kept holds floats
         for keys, vectors in store.vectors():
             self._vectors(vectors.shape[1]).put(keys, vectors)
 
     def __len__(self) -> int:
         return len(self._index) if self._index is not None else 0
 
+    @property
+    def precision(self) -> str:
+        """What the vectors were made with: float or int8; empty without documents."""
+        return self._precision if len(self) else ''
+
     def _vectors(self, dimension: int) -> VectorIndex:
         if self._index is None:
             self._index = FlatIndex(dimension)
         return self._index
 
-    def upsert(self, records: Sequence[Record]) -> None:
-        """Store records; on return they are on disk and searchable."""
+    def upsert(self, records: Sequence[Record], precision: str = 'float', *, mixed: bool = False) -> None:
+        """Store records; on return they are on disk and searchable. See `Store.upsert`."""
         if not records:
             return
         with self._writing:
-            keys = self.store.upsert(records)
+            keys = self.store.upsert(records, precision, mixed=mixed)
+            if not len(self):
+                self._precision = precision
             matrix = np.stack([record.vector for record in records if record.vector is not None])
             with self._searching:
                 self._vectors(matrix.shape[1]).put(keys, matrix)
@@ -127,7 +135,12 @@ class LiveIndex:
 
     def status(self) -> dict[str, Any]:
         """For /status."""
-        return {'kind': 'flat', 'why': 'exact; the only kind so far', 'documents': len(self)}
+        return {
+            'kind': 'flat',
+            'why': 'exact; the only kind so far',
+            'documents': len(self),
+            'vectors': self.precision,
+        }
 
 
 def _group(record: Record, path: str) -> str:

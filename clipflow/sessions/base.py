@@ -22,6 +22,12 @@ class Options:
     """Whether other replicas compute on this host: then no thread may keep a core that it does not need."""
     cache: Path
     """Where exported files are kept."""
+    url: str = ''
+    """Host and port of a server that runs the model."""
+    served: str = ''
+    """What its models' names begin with."""
+    timeout: float = 30.0
+    """Seconds for one call of it, with repetitions."""
 
 
 class Session(Protocol):

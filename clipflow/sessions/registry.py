@@ -17,9 +17,13 @@ _RUNTIMES = {
     'torch': 'clipflow.sessions.torch',
     'onnx': 'clipflow.sessions.onnx',
     'openvino': 'clipflow.sessions.openvino',
+    'kserve': 'clipflow.sessions.kserve',
     'fake': 'clipflow.sessions.fake',
 }
+_EXTRAS = {'kserve': 'triton'}
 _PACKAGES = {'onnx': ('onnx', 'onnxruntime'), 'openvino': ('onnx', 'openvino')}
+_ELSEWHERE = ('fake', 'kserve')
+"""Runtimes that do not compute in this process; what this machine has does not matter to them."""
 _BFLOAT16_FLAGS = {'amx_bf16', 'avx512_bf16'}
 
 
@@ -75,8 +79,8 @@ def _importable(name: str) -> bool:
 
 def candidates(settings: EncoderSettings, machine: Machine) -> list[Choice]:
     """Ways to run a model, best first. int8 is never chosen by itself: its vectors are not those of float32."""
-    if settings.runtime == 'fake':
-        return [Choice('fake', 'cpu', 'float32', 'asked for')]
+    if settings.runtime in _ELSEWHERE:
+        return [Choice(settings.runtime, 'cpu', 'float32', 'asked for')]
     device = settings.device
     if device == 'auto':
         device = 'cuda' if machine.cuda and settings.runtime in ('auto', 'torch') else 'cpu'
@@ -133,11 +137,20 @@ def open_session(
     """
     if machine is None:
         nothing = Machine(False, False, frozenset())
-        machine = nothing if settings.runtime == 'fake' else this_machine()
+        machine = nothing if settings.runtime in _ELSEWHERE else this_machine()
     warnings: list[str] = []
     choices = candidates(settings, machine)
     for choice in choices:
-        options = Options(choice.device, choice.precision, threads, shared, settings.cache)
+        options = Options(
+            choice.device,
+            choice.precision,
+            threads,
+            shared,
+            settings.cache,
+            settings.kserve_url,
+            settings.kserve_model,
+            settings.kserve_timeout,
+        )
         try:
             session = load(choice.runtime, spec, options)
             return Opened(session, choice.why, (*warnings, *_faster(settings, choice, machine)))
@@ -157,7 +170,7 @@ def load(runtime: str, spec: ModelSpec, options: Options) -> Session:
     try:
         module = import_module(_RUNTIMES[runtime])
     except ImportError as error:
-        extra = f'pip install "clipflow[{runtime}]"'
+        extra = f'pip install "clipflow[{_EXTRAS.get(runtime, runtime)}]"'
         raise InvalidParameter(f'the runtime {runtime!r} is not installed ({error}); {extra}') from None
     return cast(Session, module.load(spec, options))
 

@@ -137,14 +137,21 @@ class Store:
             found: list[Any] = self._local.db.execute(sql, parameters).fetchall()
             return found
 
-    def upsert(self, records: Sequence[Record]) -> NDArray[np.int64]:
+    def upsert(self, records: Sequence[Record], precision: str = 'float', *, mixed: bool = False) -> NDArray[np.int64]:
         """Store all records in one transaction; returns their keys, [N]. Durable on return.
+
+        Args:
+            records: with their vectors.
+            precision: the vectors were made with: float or int8.
+            mixed: whether vectors of both may be in the store.
 
         Raises:
             DimensionMismatch: the store holds vectors of another length.
+            ModelMismatch: it holds vectors of another precision.
         """
         keys = []
         with self._transaction() as db:
+            self._check_precision(db, precision, mixed)
             sequence = self._next_sequence(db)
             for record in records:
                 assert record.vector is not None
@@ -161,6 +168,19 @@ class Store:
                 if record.thumbnail:
                     db.execute('INSERT INTO thumbnails VALUES (?, ?)', (row[0], record.thumbnail))
         return np.array(keys, dtype=np.int64)
+
+    def _check_precision(self, db: sqlite3.Connection, precision: str, mixed: bool) -> None:
+        row = db.execute("SELECT value FROM meta WHERE name = 'precision'").fetchone()
+        found = row[0] if row else 'float'  # before this was kept, there were only floats
+        if db.execute('SELECT 1 FROM documents LIMIT 1').fetchone():
+            if found != precision and not mixed:
+                raise other_precision(found, precision)
+        else:
+            db.execute("INSERT OR REPLACE INTO meta VALUES ('precision', ?)", (precision,))
+
+    def precision(self) -> str:
+        """What the first of the vectors were made with: float or int8; empty if there never was one."""
+        return self._meta().get('precision', '')
 
     def _check_dimension(self, db: sqlite3.Connection, size: int) -> None:
         row = db.execute('SELECT length(vector) FROM documents LIMIT 1').fetchone()
@@ -259,6 +279,14 @@ class Store:
             if self._lock_file is not None:
                 os.close(self._lock_file)
                 self._lock_file = None
+
+
+def other_precision(stored: str, given: str) -> ModelMismatch:
+    """The error about vectors of two precisions."""
+    return ModelMismatch(
+        f'the stored vectors were made in {stored}, these in {given}; give the encoder the CLIPFLOW_PRECISION of '
+        'before, index again, or allow both with CLIPFLOW_MIX_PRECISIONS'
+    )
 
 
 def _lock(directory: Path) -> int:

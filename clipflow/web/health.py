@@ -48,11 +48,13 @@ def router(flow: FlowCall) -> APIRouter:
     @routes.get('/readyz', summary='Every stage answers')
     async def readyz() -> dict[str, str]:
         try:
-            missing = [stage for stage in STAGES if stage not in await probe.stages()]
+            stages = await probe.stages()
         except ClipflowError as error:
             raise NotReady(error.message) from None
-        if missing:
+        if missing := [stage for stage in STAGES if stage not in stages]:
             raise NotReady(f'no answer from: {", ".join(missing)}')
+        if broken := [stage for stage in STAGES if not stages[stage]['ready']]:
+            raise NotReady(f'cannot work: {", ".join(broken)}; see /v1/status and the log')
         return {'status': 'ready'}
 
     @routes.get('/v1/status', summary='What each stage says of itself')

@@ -9,7 +9,7 @@ from clipflow.batching import Embedder, Job
 from clipflow.border.room import Room, endpoint
 from clipflow.cache import TextCache
 from clipflow.classify import classify
-from clipflow.errors import ModelMismatch
+from clipflow.errors import ClipflowError, ModelMismatch
 from clipflow.gathering import Gathering
 from clipflow.sessions.registry import open_session
 from clipflow.settings import EncoderSettings
@@ -80,6 +80,7 @@ class ClipEncoder(Room):
         return self.status(
             docs,
             **session.description,
+            ready=await self._works(parameters),
             why=self._why,
             warnings=list(self._warnings),
             dimension=session.dimension,
@@ -90,6 +91,17 @@ class ClipEncoder(Room):
             cache_hits=cache.hits,
             cache_misses=cache.misses,
         )
+
+    async def _works(self, parameters: Parameters) -> bool:
+        """After a call that failed, the model is asked for something before this stage counts as ready again."""
+        if self._gathering.failed:
+            try:
+                await self.work.run(parameters, self._embedder.probe)
+            except ClipflowError as error:
+                self.log.warning('the model does not answer: %s', error)
+                return False
+            self._gathering.failed = False
+        return True
 
     async def _embed(self, docs: list[Document], parameters: EncodeParameters, templates: Sequence[str] = ()) -> None:
         if parameters.model and not is_served(parameters.model, self.spec):

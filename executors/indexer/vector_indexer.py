@@ -11,7 +11,7 @@ from clipflow.filters import compile_filter
 from clipflow.index.live import Hit, LiveIndex, Query
 from clipflow.records import document_of, record_of
 from clipflow.settings import IndexerSettings
-from clipflow.store.sqlite import Store
+from clipflow.store.sqlite import Store, other_precision
 from clipflow.wire import DeleteParameters, EncodeParameters, GetParameters, Parameters, SearchParameters
 from clipflow.work import WorkQueue, share_of_cores
 
@@ -33,13 +33,14 @@ class VectorIndexer(Room):
     @endpoint('/index', parse=EncodeParameters)
     async def index(self, docs: DocumentArray, parameters: EncodeParameters) -> None:
         """`/index`: on return everything without an error is on disk and searchable."""
-        records = []
+        records, precision = [], 'float'
         for doc in wire.chosen(docs, parameters.access_paths):
             with wire.caught(doc, self.stage):
                 if not wire.failed(doc):
-                    self._check_model(doc)
+                    precision = self._check_model(doc)
                     records.append(record_of(doc))
-        await self.work.run(parameters, self._index.upsert, records)
+        mixed = self.settings.mix_precisions
+        await self.work.run(parameters, self._index.upsert, records, precision, mixed=mixed)
         for doc in docs:
             wire.strip(doc)
 
@@ -78,7 +79,9 @@ class VectorIndexer(Room):
         queries = [d for d in wire.chosen(docs, parameters.access_paths) if not wire.failed(d)]
         for doc in list(queries):
             with wire.caught(doc, self.stage):
-                self._check_model(doc)
+                precision, stored = self._check_model(doc), self._index.precision
+                if stored and precision != stored and not self.settings.mix_precisions:
+                    raise other_precision(stored, precision)
         queries = [doc for doc in queries if not wire.failed(doc)]
         if queries:
             matrix = np.stack([doc.embedding for doc in queries])
@@ -114,14 +117,17 @@ class VectorIndexer(Room):
         """`/status`."""
         return self.status(docs, **self._index.status(), workspace=str(self.settings.workspace))
 
-    def _check_model(self, doc: Document) -> None:
+    def _check_model(self, doc: Document) -> str:
+        """The precision that the embedding was made with."""
         if doc.embedding is None:
             raise InvalidDocument(f'{doc.id!r}: came without an embedding')
-        if doc.tags.get(wire.MODEL) != self.spec.fingerprint:
+        fingerprint, precision = wire.read_mark(doc.tags.get(wire.MODEL))
+        if fingerprint != self.spec.fingerprint:
             raise ModelMismatch(
                 f'{doc.id!r}: the encoder runs another model than the indexer ({self.spec.name!r}); give all stages '
                 'the same CLIPFLOW_MODEL'
             )
+        return precision
 
     def close(self) -> None:
         """See `Room`."""

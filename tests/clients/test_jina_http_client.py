@@ -1,16 +1,13 @@
 """jina.Client(protocol='http') in an environment of its own, against `POST /post`."""
 
-import hashlib
 import json
 import subprocess
-import sys
-import venv
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from clipflow import ROOT
+from environments import environment
 from local_service import LocalService
 
 REQUIREMENTS = Path(__file__).with_name('jina_http_requirements.txt')
@@ -40,18 +37,8 @@ print(json.dumps({
 
 @pytest.fixture(scope='module')
 def python() -> Path:
-    """An interpreter with pydantic 1, made once and kept below .cache/."""
-    digest = hashlib.sha256(REQUIREMENTS.read_bytes() + sys.version.encode()).hexdigest()[:12]
-    folder = ROOT / '.cache' / f'jina-http-{digest}'
-    interpreter = folder / 'bin' / 'python'
-    if not (folder / 'complete').exists():
-        venv.create(folder, with_pip=True, clear=True)
-        command = [str(interpreter), '-m', 'pip', 'install', '-q', '-r', str(REQUIREMENTS)]
-        made = subprocess.run(command, capture_output=True, text=True, check=False)
-        if made.returncode:
-            pytest.skip(f'the environment cannot be installed here: {made.stderr.strip().splitlines()[-1]}')
-        (folder / 'complete').touch()
-    return interpreter
+    """An interpreter with pydantic 1."""
+    return environment('jina-http', REQUIREMENTS)
 
 
 @pytest.fixture(scope='module')

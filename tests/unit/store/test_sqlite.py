@@ -387,3 +387,21 @@ def test_after_closing_every_call_is_one_of_our_errors(store: Store) -> None:
     for call in (store.count, store.clear, lambda: store.upsert([record('a')])):
         with pytest.raises(ClipflowError):
             call()
+
+
+def test_vectors_of_another_precision_are_refused_unless_they_may_mix(tmp_path: Path) -> None:
+    store = Store(tmp_path, 'f', 'm')
+    store.upsert([record('a')])
+    with pytest.raises(ModelMismatch, match='made in float, these in int8'):
+        store.upsert([record('b')], 'int8')
+    assert store.count() == 1
+    store.upsert([record('b')], 'int8', mixed=True)
+    assert (store.count(), store.precision()) == (2, 'float')
+    store.clear()
+    store.upsert([record('c')], 'int8')  # an empty store takes either
+    assert store.precision() == 'int8'
+    store.close()
+    again = Store(tmp_path, 'f', 'm')
+    with pytest.raises(ModelMismatch, match='made in int8, these in float'):
+        again.upsert([record('d')])
+    again.close()

@@ -1,0 +1,117 @@
+"""A model repository for Triton: the exported towers, and what Triton has to know of them."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from clipflow.errors import Conflict
+from clipflow.sessions.export import IMAGE, INT8, TEXT, exported, put
+from clipflow.weights import ModelSpec
+
+MAX_BATCH = 64
+
+Inputs = dict[str, tuple[str, tuple[int, ...]]]
+"""By name: Triton's type, and the shape of one item."""
+
+_CONFIG = """# Written by clipflow; its session "kserve" relies on names, shapes and types.
+name: "{name}"
+backend: "onnxruntime"
+max_batch_size: {batch}
+input [{inputs}
+]
+output [
+  {{ name: "vectors" data_type: TYPE_FP32 dims: [ {dimension} ] }}
+]
+instance_group [
+  {{ kind: {kind} count: {count} }}
+]
+dynamic_batching {{
+  preferred_batch_size: [ 8, 32 ]
+  max_queue_delay_microseconds: 2000
+  default_queue_policy {{
+    timeout_action: REJECT
+    default_timeout_microseconds: 30000000
+    allow_timeout_override: true
+    max_queue_size: 256
+  }}
+}}
+version_policy {{ latest {{ num_versions: 1 }} }}
+model_warmup [
+  {{
+    name: "one item"
+    batch_size: 1{warm}
+  }}
+]
+parameters {{ key: "fingerprint" value {{ string_value: "{fingerprint}" }} }}
+parameters {{ key: "precision" value {{ string_value: "{precision}" }} }}
+"""
+
+
+@dataclass(frozen=True)
+class Serving:
+    """How Triton is to run the towers."""
+
+    int8: bool = False
+    """Weights in 8 bits."""
+    gpu: bool = False
+    """On its GPUs, not on the CPU."""
+    instances: int = 1
+    """How many of each tower run at once, on each device."""
+
+
+def write_repository(spec: ModelSpec, cache: Path, out: Path, dimension: int, serving: Serving) -> list[Path]:
+    """Write `<out>/clip_image` and `<out>/clip_text`, a new version of each, and return their folders.
+
+    Args:
+        spec: of the model.
+        cache: where its exported files are, or are put.
+        out: the model repository.
+        dimension: of the vectors.
+        serving: how they are to run.
+
+    Raises:
+        Conflict: `out` exists and is a file.
+    """
+    directory = exported(spec, cache, int8=serving.int8)
+    if out.exists() and not out.is_dir():
+        raise Conflict(f'{out} is a file; a model repository is a folder')
+    folders = []
+    for tower, inputs in _inputs(spec).items():
+        folder = out / f'clip_{tower}'
+        folder.mkdir(parents=True, exist_ok=True)
+        version = 1 + max((int(path.name) for path in folder.iterdir() if path.name.isdigit()), default=0)
+        # Triton looks for new folders with numbers: the file is whole before the folder has its name.
+        temporary = folder / f'{version}.part'
+        temporary.mkdir(exist_ok=True)
+        shutil.copyfile(directory / f'{tower}{INT8 if serving.int8 else ""}.onnx', temporary / 'model.onnx')
+        temporary.rename(folder / str(version))
+        put(folder / 'config.pbtxt', _config(spec, tower, inputs, dimension, serving).encode())
+        folders.append(folder)
+    return folders
+
+
+def _inputs(spec: ModelSpec) -> dict[str, Inputs]:
+    """By tower: its inputs without the batch; -1 is any length."""
+    length = spec.context if spec.padding == 'fixed' else -1
+    names = ('ids', 'mask') if spec.padding == 'longest' and spec.family != 'clip' else ('ids',)
+    pixels = (spec.picture.height, spec.picture.width, 3)
+    return {IMAGE: {'pixels': ('TYPE_UINT8', pixels)}, TEXT: dict.fromkeys(names, ('TYPE_INT64', (length,)))}
+
+
+def _config(spec: ModelSpec, tower: str, inputs: Inputs, dimension: int, serving: Serving) -> str:
+    rows, warm = [], []
+    for key, (kind, shape) in inputs.items():
+        rows.append(f'\n  {{ name: "{key}" data_type: {kind} dims: [ {", ".join(map(str, shape))} ] }}')
+        dims = ', '.join(str(2 if side == -1 else side) for side in shape)
+        warm.append(f'\n    inputs {{ key: "{key}" value {{ data_type: {kind} dims: [ {dims} ] zero_data: true }} }}')
+    return _CONFIG.format(
+        name=f'clip_{tower}',
+        batch=MAX_BATCH,
+        inputs=','.join(rows),
+        dimension=dimension,
+        kind='KIND_GPU' if serving.gpu else 'KIND_CPU',
+        count=serving.instances,
+        warm=''.join(warm),
+        fingerprint=spec.fingerprint,
+        precision='int8' if serving.int8 else 'float32',
+    )

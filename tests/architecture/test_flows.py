@@ -1,0 +1,38 @@
+"""The variants of flow.yml differ from it in their encoder only, and the launcher can build them."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from clipflow.border.launcher import load_flow
+from clipflow.settings import EncoderSettings, GatewaySettings
+
+from .code import ROOT
+
+FLOWS = sorted((ROOT / 'flows').glob('*.yml'))
+
+
+def loaded(path: Path) -> dict[str, Any]:
+    return load_flow(path, GatewaySettings.load())
+
+
+@pytest.mark.parametrize('path', FLOWS, ids=lambda path: path.stem)
+def test_a_variant_is_the_flow_with_another_encoder(path: Path) -> None:
+    flow, variant = loaded(ROOT / 'flow.yml'), loaded(path)
+    assert variant | {'executors': []} == flow | {'executors': []}
+    assert [part['name'] for part in variant['executors']] == [part['name'] for part in flow['executors']]
+    for one, other in zip(flow['executors'], variant['executors'], strict=True):
+        if one['name'] != 'encoder':
+            assert one == other
+    encoder = next(part for part in variant['executors'] if part['name'] == 'encoder')
+    assert Path(encoder['uses']).is_file()
+    EncoderSettings.load(**encoder.get('uses_with', {}))
+
+
+@pytest.mark.parametrize('path', FLOWS, ids=lambda path: path.stem)
+def test_a_variant_says_how_it_is_served(path: Path) -> None:
+    text = path.read_text(encoding='utf-8')
+    assert f'clipflow serve --flow flows/{path.name}' in text
+    assert yaml.safe_load(text)['jtype'] == 'Flow'

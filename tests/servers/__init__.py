@@ -1,0 +1,1 @@
+"""The session `kserve` against real servers."""
