@@ -11,6 +11,7 @@ A file is written under a temporary name and renamed; a lock lets one of several
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import tempfile
 import time
@@ -23,6 +24,8 @@ import numpy as np
 
 from clipflow.errors import InvalidParameter, StorageFull, Unavailable
 from clipflow.weights import ModelSpec
+
+_log = logging.getLogger('clipflow.export')
 
 OPSET = 17
 FORMAT = 1
@@ -58,6 +61,7 @@ def export(spec: ModelSpec, directory: Path) -> None:
     if spec.family == 'siglip2':
         raise InvalidParameter('SigLIP 2 cannot be exported to ONNX yet; run it with CLIPFLOW_RUNTIME=torch')
     begun = time.monotonic()
+    _log.info('exporting the model %s to %s; this is done once', spec.name, directory)
     image, text = load_towers(spec)
     # Traced with more than one item and token, or else these numbers would be taken for constants.
     pixels = torch.zeros(2, spec.picture.height, spec.picture.width, 3, dtype=torch.uint8)
@@ -113,6 +117,7 @@ def _quantise(directory: Path, tower: str) -> None:
         from onnxruntime.quantization.shape_inference import quant_pre_process
     except ImportError:
         raise InvalidParameter('int8 needs the extra "onnx": pip install "clipflow[onnx]"') from None
+    _log.info('writing the %s tower with weights in 8 bits; this is done once', tower)
     with tempfile.TemporaryDirectory(dir=directory) as folder, _beside(directory / f'{tower}{INT8}.onnx') as target:
         prepared = Path(folder) / 'prepared.onnx'
         quant_pre_process(str(directory / f'{tower}.onnx'), str(prepared), skip_symbolic_shape=True)

@@ -24,6 +24,8 @@ _EXTRAS = {'kserve': 'triton'}
 _PACKAGES = {'onnx': ('onnx', 'onnxruntime'), 'openvino': ('onnx', 'openvino')}
 _ELSEWHERE = ('fake', 'kserve')
 """Runtimes that do not compute in this process; what this machine has does not matter to them."""
+_DRIVERS = ('/dev/nvidiactl', '/dev/dxg')
+"""What NVIDIA's driver leaves in Linux, and in Linux on Windows."""
 _BFLOAT16_FLAGS = {'amx_bf16', 'avx512_bf16'}
 
 
@@ -59,14 +61,21 @@ class Opened:
 
 def this_machine() -> Machine:
     """Look around; a package that is there but broken counts as missing."""
-    import torch
-
     packages = frozenset(runtime for runtime, names in _PACKAGES.items() if all(_importable(name) for name in names))
     try:
         flags = set(Path('/proc/cpuinfo').read_text(encoding='utf-8').partition('flags')[2].partition('\n')[0].split())
     except OSError:
         flags = set()
-    return Machine(torch.cuda.is_available(), bool(flags & _BFLOAT16_FLAGS), packages)
+    return Machine(_has_cuda(), bool(flags & _BFLOAT16_FLAGS), packages)
+
+
+def _has_cuda() -> bool:
+    """Whether PyTorch can use a GPU; without a driver it is not even imported, which saves memory and a second."""
+    if not any(Path(driver).exists() for driver in _DRIVERS):
+        return False
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def _importable(name: str) -> bool:

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from unit import checkpoints
 
 from clipflow.errors import InvalidParameter
 from clipflow.sessions.base import Options, Session
 from clipflow.sessions.parity import compare, probes
 from clipflow.tokens import Tokenizer
 from clipflow.weights import ModelSpec, load_spec
+from unit import checkpoints
 
 RUNTIMES = {'torch': 'torch', 'onnx': 'onnxruntime', 'openvino': 'openvino'}
 LEAST_COSINE = {'float32': 0.999999, 'bfloat16': 0.999, 'int8': 0.99}

@@ -167,7 +167,8 @@ def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
     assert 'Traceback' not in log
 
 
-def test_no_foreign_host_is_looked_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize('runtime', ['fake', 'auto'])
+def test_no_foreign_host_is_looked_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runtime: str) -> None:
     (tmp_path / 'site').mkdir()
     (tmp_path / 'site' / 'sitecustomize.py').write_text(SPY)
     contacts = tmp_path / 'contacts'
@@ -175,7 +176,9 @@ def test_no_foreign_host_is_looked_up(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.delenv('JINA_OPTOUT_TELEMETRY', raising=False)
     monkeypatch.delenv('NO_VERSION_CHECK', raising=False)
     monkeypatch.setenv('PYTHONPATH', str(tmp_path / 'site'), prepend=':')
-    with Service(tmp_path / 'workspace', {'RUNTIME': 'fake'}) as service, Client(service.grpc) as client:
+    # With an empty cache: a model that has to be exported first is exported too.
+    settings = {'RUNTIME': runtime, 'CACHE': str(tmp_path / 'cache')}
+    with Service(tmp_path / 'workspace', settings) as service, Client(service.grpc) as client:
         client.index([Document(id='red', blob=png('red'))])
         assert [match.id for match in client.search(png('red'))] == ['red']
     assert not contacts.exists(), contacts.read_text()

@@ -24,7 +24,7 @@ from local_service import LocalService
 
 PAGES = sorted(
     path.relative_to(ROOT).as_posix()
-    for pattern in ('README.md', 'CHANGELOG.md', 'docs/**/*.md', '*/README.md', 'executors/*/README.md')
+    for pattern in ('README.md', 'CHANGELOG.md', 'docs/**/*.md', '*/README.md', 'executors/**/README.md')
     for path in ROOT.glob(pattern)
 )
 GUIDES = [page for page in PAGES if page == 'README.md' or page.startswith('docs/')]

@@ -18,7 +18,6 @@ import httpx
 import numpy as np
 import pytest
 from docarray import Document
-from unit import checkpoints
 
 from clipflow import ROOT
 from clipflow.cli.main import main
@@ -29,6 +28,7 @@ from clipflow.sessions.registry import load
 from clipflow.weights import ModelSpec, load_spec
 from environments import environment
 from service import Service, free_port, png, until
+from unit import checkpoints
 
 pytest.importorskip('tritonclient', reason="the extra 'triton' is not installed")
 pytest.importorskip('onnx', reason='the package onnx, which exports models, is not installed')

@@ -1,0 +1,145 @@
+"""From the start of a worker to its end: when it is ready, how it stops, and what it does when the IPU fails."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from clipflow.sessions.torch import TorchSession
+from unit import checkpoints
+
+from .process import FOLDER, SECONDS, Gate, Worker, environment, pb, request
+
+TEXT = np.array([[0, 3, 5, 517]])
+"""The last is the end token of the checkpoint."""
+
+
+def test_it_is_ready_when_both_towers_are_compiled_and_stops_when_told(checkpoint: Path, tmp_path: Path) -> None:
+    gate = Gate(tmp_path, 'compile')
+    with Worker(checkpoint, tmp_path, '--cache', str(tmp_path / 'cache')) as worker:
+        gate.entered()
+        assert worker.stub.ServerLive(pb.ServerLiveRequest()).live
+        assert not worker.is_ready()
+        assert worker.refusal(request('clip_text', ids=TEXT))[0] == 'UNAVAILABLE'
+        gate.open()
+        worker.ready()
+        assert worker.is_ready()
+        assert worker.end() == 0
+        assert worker.events().count('destroy') == worker.events().count('detach') == 2
+        assert 'leak' not in worker.events()
+    (tmp_path / 'events').unlink()
+    with Worker(checkpoint, tmp_path, '--cache', str(tmp_path / 'cache')) as worker:
+        worker.ready()
+        assert worker.events().count('cached') == 2
+
+
+def test_it_stops_in_the_middle_of_a_compilation(checkpoint: Path, tmp_path: Path) -> None:
+    gate = Gate(tmp_path, 'compile')
+    with Worker(checkpoint, tmp_path, '--grace', '0.1') as worker:
+        gate.entered()
+        assert worker.end() == 0
+        assert not any('ready' in line for line in worker.lines)
+
+
+def test_what_runs_when_the_end_comes_is_answered(checkpoint: Path, tmp_path: Path) -> None:
+    with Worker(checkpoint, tmp_path) as worker:
+        worker.ready()
+        gate = Gate(tmp_path, 'call')
+        running = worker.stub.ModelInfer.future(request('clip_text', ids=TEXT), timeout=SECONDS)
+        gate.entered()
+        worker.process.terminate()
+        gate.open()
+        assert running.result().outputs
+        assert worker.process.wait(SECONDS) == 0
+
+
+def test_after_a_recoverable_error_it_starts_the_tower_again_and_answers(
+    checkpoint: Path, tmp_path: Path, reference: TorchSession
+) -> None:
+    # Calls 1 and 2 are of the start.
+    with Worker(checkpoint, tmp_path, POPTORCH_DOUBLE_FAIL='call:3:recoverable:IPU_RESET') as worker:
+        worker.ready()
+        found = worker.infer('clip_text', ids=TEXT)
+        assert (found * reference.encode_texts(TEXT, np.ones_like(TEXT))).sum() >= 0.999
+        assert worker.is_ready()
+        assert worker.events().count('compile') == 3
+        assert worker.said('recoverable')
+        assert worker.end() == 0
+
+
+@pytest.mark.parametrize(
+    ('faults', 'said'),
+    [
+        ('call:3:unrecoverable', 'cannot be recovered'),
+        ('call:3:recoverable:PARTITION_RESET', 'needs a PARTITION_RESET from outside'),
+        ('call:3:recoverable:IPU_RESET,call:5:recoverable:IPU_RESET', 'failed again after a new start'),
+    ],
+)
+def test_what_cannot_be_recovered_ends_it_with_a_status(
+    checkpoint: Path, tmp_path: Path, faults: str, said: str
+) -> None:
+    with Worker(checkpoint, tmp_path, POPTORCH_DOUBLE_FAIL=faults) as worker:
+        worker.ready()
+        assert worker.refusal(request('clip_text', ids=TEXT))[0] == 'UNAVAILABLE'
+        assert worker.process.wait(SECONDS) == 1
+        assert worker.said(said)
+        assert 'leak' not in worker.events()
+
+
+def test_another_error_fails_one_request_only(checkpoint: Path, tmp_path: Path) -> None:
+    with Worker(checkpoint, tmp_path, POPTORCH_DOUBLE_FAIL='call:3:error') as worker:
+        worker.ready()
+        assert worker.refusal(request('clip_text', ids=TEXT))[0] == 'INTERNAL'
+        assert len(worker.infer('clip_text', ids=TEXT)) == 1
+
+
+def test_too_few_ipus_end_it_at_the_start(checkpoint: Path, tmp_path: Path) -> None:
+    with Worker(checkpoint, tmp_path, POPTORCH_DOUBLE_IPUS='1') as worker:
+        assert worker.process.wait(SECONDS) == 1
+        assert worker.said('ended: ').endswith('No device found on the system with 1 IPUs')
+        assert 'leak' not in worker.events()
+
+
+def test_without_the_sdk_it_says_what_to_do(checkpoint: Path, tmp_path: Path) -> None:
+    command = [sys.executable, str(FOLDER / 'ipu_worker.py'), '--model', str(checkpoint), '--port', '0']
+    without = environment(tmp_path)
+    del without['POPLAR_SDK_ENABLED']
+    ended = subprocess.run(command, env=without, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith('ipu_worker: poptorch cannot be imported (')
+    assert ended.stderr.count('\n') == 1
+
+
+@pytest.fixture
+def towers(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The module, imported as the worker does."""
+    monkeypatch.syspath_prepend(FOLDER)
+    import ipu_towers
+
+    return ipu_towers
+
+
+def test_other_families_and_damaged_files_are_refused(towers: Any, tmp_path: Path, checkpoint: Path) -> None:
+    def refusal(directory: Path) -> str:
+        with pytest.raises(towers.BadModel) as caught:
+            towers.load_towers(directory)
+        return str(caught.value)
+
+    assert "'siglip'; the IPU worker serves the family clip only" in refusal(
+        checkpoints.build('siglip', tmp_path / 'siglip')
+    )
+    assert 'cannot be read' in refusal(tmp_path)
+    copy = tmp_path / 'copy'
+    copy.mkdir()
+    os.link(checkpoint / 'config.json', copy / 'config.json')
+    assert 'holds no model.safetensors' in refusal(copy)
+    (copy / 'model.safetensors').write_bytes((checkpoint / 'model.safetensors').read_bytes()[:-9])
+    assert 'damaged' in refusal(copy)
+
+
+def test_old_checkpoints_end_a_text_at_the_largest_id(towers: Any, tmp_path: Path) -> None:
+    assert towers.load_towers(checkpoints.build('clip-legacy', tmp_path / 'old')).end is None
