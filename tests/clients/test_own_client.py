@@ -3,8 +3,10 @@
 import asyncio
 import json
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,9 +15,9 @@ import pytest
 from docarray import Document
 from PIL import Image
 
-from clipflow.errors import InvalidFilter, Unavailable
+from clipflow.errors import InvalidFilter, Unavailable, UnsupportedMedia
 from clipflow_client import AsyncClient, Client
-from service import Service, free_port, picture, png
+from service import Service, free_port, picture, png, until
 
 
 def _run(service: Service, *arguments: str) -> 'subprocess.CompletedProcess[str]':
@@ -46,6 +48,48 @@ def test_a_stream_of_any_length_is_stored_and_bad_items_do_not_stop_it(fake: Ser
         assert client.status()['indexer']['documents'] == 1999
         assert client.delete(['0', '1', 'unknown']) == 2
         assert set(client.get(['1', '2'])) == {'2'}
+
+
+def test_a_stream_holds_a_few_items_at_once_however_many_there_are(fake: Service) -> None:
+    blob = b'no picture' * 30_000  # 300 kB, refused at once
+    made = done = most = 0
+
+    def items() -> Iterator[Document]:
+        nonlocal made, most
+        for number in range(400):
+            made += 1
+            most = max(most, made - done)
+            yield Document(id=str(number), blob=blob)
+
+    with Client(fake.grpc) as client:
+        for outcome in client.index_iter(items()):
+            done += 1
+            assert isinstance(outcome.error, UnsupportedMedia)
+    assert done == 400
+    # Four requests of 2 MB are under way, and one is being filled.
+    assert most <= 5 * 7
+
+
+def test_an_interrupted_index_goes_on_where_it_stopped(fake: Service, tmp_path: Path) -> None:
+    folder = tmp_path / 'photos'
+    folder.mkdir()
+    for number in range(400):
+        (folder / f'{number}.png').write_bytes(png((number % 256, number // 256, 7), (300, 200)))
+    command = [sys.executable, '-W', 'ignore', '-m', 'clipflow.cli.main', 'index', '--host', fake.grpc, '--quiet']
+    process = subprocess.Popen(
+        [*command, str(folder)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    until(fake.stored_ids, 60, 'something is stored')
+    os.killpg(process.pid, signal.SIGINT)
+    out, told = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert 'the same command goes on where this one stopped' in told
+    assert 'Traceback' not in told
+    before = len(fake.stored_ids())
+    assert int(out.split()[0]) <= before < 400
+    again = _run(fake, 'index', '--quiet', str(folder))
+    assert again.returncode == 0
+    assert again.stdout == f'{400 - before} stored, {before} unchanged, 0 failed\n'
 
 
 def test_errors_are_typed(fake: Service) -> None:
