@@ -7,6 +7,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from clipflow.weights import ModelSpec
+
 
 @dataclass(frozen=True)
 class Options:
@@ -57,3 +59,8 @@ class Session(Protocol):
     def close(self) -> None:
         """Free the model."""
         ...
+
+
+def grey(spec: ModelSpec) -> NDArray[np.uint8]:
+    """One grey picture, [1, H, W, 3]: for the first call, which is slow and tells the dimension."""
+    return np.full((1, spec.picture.height, spec.picture.width, 3), 127, dtype=np.uint8)

@@ -20,8 +20,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from clipflow.errors import InvalidParameter, StorageFull, Unavailable
 from clipflow.weights import ModelSpec
 
@@ -165,8 +163,3 @@ def put(path: Path, data: bytes) -> None:
     """Write a small file whole or not at all."""
     with _beside(path) as temporary:
         temporary.write_bytes(data)
-
-
-def grey(spec: ModelSpec) -> Any:
-    """One grey picture, [1, H, W, 3] uint8: a first call, which is slow and tells the dimension."""
-    return np.full((1, spec.picture.height, spec.picture.width, 3), 127, dtype=np.uint8)

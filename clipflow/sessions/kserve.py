@@ -14,8 +14,7 @@ from tritonclient import grpc as triton
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from clipflow.errors import ClipflowError, Internal, ModelMismatch, NotReady, Timeout, Unavailable
-from clipflow.sessions.base import Options
-from clipflow.sessions.export import grey
+from clipflow.sessions.base import Options, grey
 from clipflow.weights import ModelSpec
 
 _RETRYABLE = ('StatusCode.UNAVAILABLE', 'StatusCode.RESOURCE_EXHAUSTED')

@@ -8,8 +8,8 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from clipflow.errors import InvalidParameter
-from clipflow.sessions.base import Options
-from clipflow.sessions.export import IMAGE, INT8, TEXT, exported, grey, put
+from clipflow.sessions.base import Options, grey
+from clipflow.sessions.export import IMAGE, INT8, TEXT, exported, put
 from clipflow.sessions.parity import closeness, probes
 from clipflow.weights import ModelSpec
 

@@ -7,8 +7,8 @@ import openvino
 from numpy.typing import NDArray
 
 from clipflow.errors import InvalidParameter
-from clipflow.sessions.base import Options
-from clipflow.sessions.export import IMAGE, TEXT, exported, grey
+from clipflow.sessions.base import Options, grey
+from clipflow.sessions.export import IMAGE, TEXT, exported
 from clipflow.weights import ModelSpec
 
 _HINTS = {'float32': 'f32', 'bfloat16': 'bf16'}

@@ -5,7 +5,7 @@ import torch
 from numpy.typing import NDArray
 
 from clipflow.errors import InvalidParameter
-from clipflow.sessions.base import Options
+from clipflow.sessions.base import Options, grey
 from clipflow.sessions.towers import load_towers
 from clipflow.weights import ModelSpec
 
@@ -35,8 +35,7 @@ class TorchSession:
         for tower in (image, text):
             tower._model.to(self._device, _FORMATS[options.precision])
         self._image, self._text = image.to(self._device), text.to(self._device)
-        grey = np.full((1, spec.picture.height, spec.picture.width, 3), 127, dtype=np.uint8)
-        self.dimension = int(self.encode_images(grey).shape[1])
+        self.dimension = int(self.encode_images(grey(spec)).shape[1])
 
     @property
     def description(self) -> dict[str, str]:

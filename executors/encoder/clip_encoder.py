@@ -9,7 +9,7 @@ from clipflow.batching import Embedder, Job
 from clipflow.border.room import Room, endpoint
 from clipflow.cache import TextCache
 from clipflow.classify import classify
-from clipflow.errors import ClipflowError, ModelMismatch
+from clipflow.errors import ModelMismatch
 from clipflow.gathering import Gathering
 from clipflow.sessions.registry import open_session
 from clipflow.settings import EncoderSettings
@@ -97,8 +97,8 @@ class ClipEncoder(Room):
         if self._gathering.failed:
             try:
                 await self.work.run(parameters, self._embedder.probe)
-            except ClipflowError as error:
-                self.log.warning('the model does not answer: %s', error)
+            except Exception as error:  # a broken session raises what its runtime raises
+                self.log.warning('the model does not answer: %s', str(error) or type(error).__name__)
                 return False
             self._gathering.failed = False
         return True
