@@ -4,8 +4,10 @@ Texts pass sorted by length, padded to the longest of their minibatch and cut be
 allows it (tokens).
 """
 
+import logging
 import math
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,11 +17,13 @@ from numpy.typing import NDArray
 
 from clipflow import wire
 from clipflow.cache import Encoded, TextCache
-from clipflow.errors import ClipflowError, DimensionMismatch, Internal, InvalidDocument
+from clipflow.errors import ClipflowError, DimensionMismatch, Internal, InvalidDocument, Unavailable
 from clipflow.preparation import check_pixels
-from clipflow.sessions.base import Session
+from clipflow.sessions.base import IMAGE, TEXT, TOWERS, OutOfMemory, Session, Tower
 from clipflow.tokens import Tokenizer
 from clipflow.weights import ModelSpec
+
+_log = logging.getLogger('clipflow.encoder')
 
 STAGE = 'encoder'
 
@@ -54,7 +58,7 @@ class Embedder:
     Args:
         spec: of the model in `session`.
         session: where the model runs.
-        batch_size: items that pass through the model at once.
+        batch_size: items that pass through the model at once; halved when the device has no memory for so many.
         cache: of texts that were encoded before; None: none.
     """
 
@@ -64,7 +68,8 @@ class Embedder:
         self.cache = TextCache(0) if cache is None else cache
         self._mark = wire.model_mark(spec.fingerprint, session.description['precision'])
         self._tokenizer = Tokenizer(spec)
-        self._batch_size = batch_size
+        self.batch_size = batch_size
+        self._used: dict[Tower, float] = dict.fromkeys(TOWERS, time.monotonic())
 
     def embed(self, docs: Iterable[Document], templates: Sequence[str] = ()) -> None:
         """Encode what is not encoded and not failed.
@@ -103,6 +108,18 @@ class Embedder:
     def probe(self) -> None:
         """Ask the model for something, past the cache; raises what it raises."""
         self._through_model(['a photo'])
+
+    def release_idle(self, seconds: float) -> None:
+        """Free the towers that nobody has asked for so long; they come back with the next call that needs them."""
+        for tower, used in list(self._used.items()):
+            if time.monotonic() - used >= seconds:
+                self.session.release(tower)
+                del self._used[tower]
+
+    @property
+    def loaded(self) -> list[Tower]:
+        """The towers that are in memory."""
+        return sorted(self._used)
 
     def _check(self, doc: Document) -> None:
         if not math.isfinite(doc.weight or 0):
@@ -154,20 +171,39 @@ class Embedder:
         vectors = np.empty((len(texts), self.session.dimension), dtype=np.float32)
         # Sorted by length, so that a long text does not make the short ones of its minibatch long.
         order = np.argsort(lengths, kind='stable')
-        for start in range(0, len(texts), self._batch_size):
-            rows = order[start : start + self._batch_size]
+
+        def encode(part: slice) -> None:
+            rows = order[part]
             longest = tokens.ids.shape[1] if fixed else int(lengths[rows].max())
             vectors[rows] = self.session.encode_texts(tokens.ids[rows, :longest], tokens.mask[rows, :longest])
+
+        self._in_minibatches(TEXT, len(texts), encode)
         return {
             text: Encoded(vector, bool(cut)) for text, vector, cut in zip(texts, vectors, tokens.truncated, strict=True)
         }
 
     def _encode_pictures(self, docs: list[Document]) -> None:
-        for start in range(0, len(docs), self._batch_size):
-            batch = docs[start : start + self._batch_size]
-            vectors = self.session.encode_images(np.stack([np.asarray(doc.tensor) for doc in batch]))
-            for doc, vector in zip(batch, vectors, strict=True):
+        def encode(part: slice) -> None:
+            vectors = self.session.encode_images(np.stack([np.asarray(doc.tensor) for doc in docs[part]]))
+            for doc, vector in zip(docs[part], vectors, strict=True):
                 doc.embedding = vector
+
+        self._in_minibatches(IMAGE, len(docs), encode)
+
+    def _in_minibatches(self, tower: Tower, count: int, encode: Callable[[slice], None]) -> None:
+        """Call `encode` on one slice after the other of `count` items."""
+        start = 0
+        while start < count:
+            size = min(self.batch_size, count - start)
+            try:
+                encode(slice(start, start + size))
+                start += size
+            except OutOfMemory as error:
+                if size == 1:
+                    raise Unavailable('the device has no memory for a single item; is something else on it?') from None
+                self.batch_size = (size + 1) // 2
+                _log.warning('no memory for %d items at once, now %d: %s', size, self.batch_size, error)
+            self._used[tower] = time.monotonic()
 
     def _finish(self, doc: Document, slots: list[_Slot]) -> None:
         if slots[0].doc is not doc:

@@ -109,19 +109,22 @@ class PreprocessorSettings(RoomSettings):
 class EncoderSettings(RoomSettings):
     """Settings of the encoder."""
 
-    runtime: Literal['auto', 'torch', 'onnx', 'openvino', 'kserve', 'fake'] = Field(
+    runtime: Literal['auto', 'torch', 'onnx', 'openvino', 'tensorrt', 'kserve', 'fake'] = Field(
         'auto',
-        description='`torch`, `onnx` (ONNX Runtime), `openvino`, `kserve` (a server such as Triton), or `fake` '
-        '(deterministic vectors without weights, for tests); `auto` takes the fastest that is installed '
+        description='`torch`, `onnx` (ONNX Runtime), `openvino`, `tensorrt`, `kserve` (a server such as Triton), or '
+        '`fake` (deterministic vectors without weights, for tests); `auto` takes the fastest that is installed '
         '([encoders](encoders.md)).',
     )
-    device: Literal['auto', 'cpu', 'cuda'] = Field(
-        'auto', description='Where the model runs; `auto` is `cuda` where there is one.'
+    device: Literal['auto', 'cpu', 'cuda', 'mps'] = Field(
+        'auto', description='Where the model runs; `auto` is `cuda` where there is one, else `cpu`.'
     )
     precision: Literal['auto', 'float32', 'bfloat16', 'float16', 'int8'] = Field(
         'auto',
         description='Number format of the model; `auto` is `bfloat16` on a CPU that has it, `float16` on a GPU, else '
         '`float32`. `int8` is only used when it is asked for.',
+    )
+    compile: bool = Field(
+        False, description='Let `torch` compile the towers at the start: a minute or two more, and faster after.'
     )
     cache: Path = Field(
         Path('~/.cache/clipflow'), description='Directory where a model is kept in the form that a runtime needs.'
@@ -134,6 +137,9 @@ class EncoderSettings(RoomSettings):
     batch_size: int = Field(32, ge=1, le=4096, description='Items that pass through the model at once.')
     text_cache: int = Field(
         10_000, ge=0, description='Embeddings of texts that are kept in memory, the latest; 0 keeps none.'
+    )
+    tower_ttl: float = Field(
+        0.0, ge=0, description='Seconds after which a tower that nobody has asked for is freed; 0 keeps both.'
     )
     threads: int = Field(0, ge=0, description='Threads of the model; 0: the cores divided by the replicas.')
 

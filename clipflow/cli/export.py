@@ -24,7 +24,12 @@ def add_commands(commands: Any) -> None:
     command.add_argument('--instances', type=int, default=1, help='triton: copies of each tower that run at once')
     command.add_argument('--model', help='a directory or a name (default: CLIPFLOW_MODEL)')
     command.add_argument('--cache', type=Path, help='where to (default: CLIPFLOW_CACHE)')
-    command.add_argument('--int8', action='store_true', help='also with weights in 8 bits')
+    command.add_argument(
+        '--precision',
+        choices=('float32', 'float16', 'int8'),
+        default='float32',
+        help='of the files; those in float32 are always written too',
+    )
     command.set_defaults(run=run)
 
 
@@ -41,17 +46,17 @@ def run(given: argparse.Namespace) -> int:
     settings = EncoderSettings.load(**({'model': given.model} if given.model else {}))
     spec = load_spec(given.model or settings.model)
     cache = given.cache or settings.cache
-    directory = exported(spec, cache, int8=given.int8)
+    directory = exported(spec, cache, given.precision)
     if given.format == 'triton':
         session = load('torch', spec, Options('cpu', 'float32', 1, False, cache))
-        serving = Serving(given.int8, given.gpu, given.instances)
+        serving = Serving(given.precision, given.gpu, given.instances)
         folders = write_repository(spec, cache, given.out, session.dimension, serving)
         print(f'{spec.name}: {", ".join(str(folder) for folder in folders)}')
         return 0
     print(f'{spec.name}: {directory}')
     installed = this_machine().packages
     ways = [('onnx', 'float32'), ('openvino', 'float32'), ('openvino', 'bfloat16')]
-    ways += [('onnx', 'int8')] if given.int8 else []
+    ways += [('onnx', given.precision)] if given.precision != 'float32' else []
     reference = load('torch', spec, Options('cpu', 'float32', 1, False, cache))
     report = {}
     for runtime, precision in ways:

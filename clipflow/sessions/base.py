@@ -1,13 +1,25 @@
 """The contract of a session. Nothing outside this package knows a runtime."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Generic, Literal, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clipflow.weights import ModelSpec
+
+Tower = Literal['image', 'text']
+IMAGE: Tower = 'image'
+TEXT: Tower = 'text'
+TOWERS = (IMAGE, TEXT)
+
+T = TypeVar('T')
+
+
+class OutOfMemory(Exception):
+    """The device has no room for a call with so many items; what it took for them is free again."""
 
 
 @dataclass(frozen=True)
@@ -15,7 +27,7 @@ class Options:
     """How a session runs."""
 
     device: str
-    """cpu or cuda."""
+    """cpu, cuda or mps."""
     precision: str
     """float32, bfloat16, float16 or int8: what the model computes with. Vectors are float32 always."""
     threads: int
@@ -30,6 +42,8 @@ class Options:
     """What its models' names begin with."""
     timeout: float = 30.0
     """Seconds for one call of it, with repetitions."""
+    compiled: bool = False
+    """Whether torch compiles the towers first."""
 
 
 class Session(Protocol):
@@ -49,16 +63,42 @@ class Session(Protocol):
         ...
 
     def encode_images(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """[N, H, W, 3] to [N, D]."""
+        """[N, H, W, 3] to [N, D]; raises OutOfMemory for an N that is too large."""
         ...
 
     def encode_texts(self, ids: NDArray[np.int32], mask: NDArray[np.int32]) -> NDArray[np.float32]:
-        """Two of [N, L] to [N, D]."""
+        """Two of [N, L] to [N, D]; raises OutOfMemory for an N that is too large."""
+        ...
+
+    def release(self, tower: Tower) -> None:
+        """Free a tower; the next call that needs it loads it again."""
         ...
 
     def close(self) -> None:
         """Free the model."""
         ...
+
+
+class Towers(Generic[T]):
+    """The towers of a session, loaded when they are asked for.
+
+    Args:
+        load: makes one.
+        loaded: what is there already.
+    """
+
+    def __init__(self, load: Callable[[Tower], T], loaded: Mapping[Tower, T] | None = None) -> None:
+        self._load = load
+        self._loaded = dict(loaded or {})
+
+    def __getitem__(self, tower: Tower) -> T:
+        if tower not in self._loaded:
+            self._loaded[tower] = self._load(tower)
+        return self._loaded[tower]
+
+    def release(self, tower: Tower) -> None:
+        """Forget one; what it holds is freed when nobody else has it."""
+        self._loaded.pop(tower, None)
 
 
 def grey(spec: ModelSpec) -> NDArray[np.uint8]:

@@ -2,6 +2,7 @@
 
     <cache>/exports/<fingerprint>-<format>/
         image.onnx, text.onnx               float32; they take [N, H, W, 3] uint8, and [N, L] int64
+        image-float16.onnx, text-...        weights and activations in 16 bits, for GPUs
         image-int8.onnx, text-int8.onnx     weights of the matrix products in 8 bits
         export.json, int8.json              what they were made from; how close 8 bits are to float32
 
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from clipflow.errors import InvalidParameter, StorageFull, Unavailable
+from clipflow.sessions.base import IMAGE, TEXT, TOWERS, Tower
 from clipflow.weights import ModelSpec
 
 _log = logging.getLogger('clipflow.export')
@@ -28,13 +30,16 @@ _log = logging.getLogger('clipflow.export')
 OPSET = 17
 FORMAT = 1
 """Of the exported files; a change of the graphs' inputs or outputs raises it, and older files are made again."""
-IMAGE, TEXT = 'image', 'text'
-INT8 = '-int8'
-"""What the name of a tower's 8-bit file has behind it."""
+PRECISIONS = ('float32', 'float16', 'int8')
 
 
-def exported(spec: ModelSpec, cache: Path, *, int8: bool = False) -> Path:
-    """The directory with the exported files of a model; makes what is missing.
+def file_name(tower: Tower, precision: str) -> str:
+    """Of a tower's file in its directory."""
+    return f'{tower}.onnx' if precision == 'float32' else f'{tower}-{precision}.onnx'
+
+
+def exported(spec: ModelSpec, cache: Path, precision: str = 'float32') -> Path:
+    """The directory with the exported files of a model, those in float32 and in `precision`; makes what is missing.
 
     Raises:
         Unavailable, StorageFull: it cannot be written.
@@ -44,9 +49,12 @@ def exported(spec: ModelSpec, cache: Path, *, int8: bool = False) -> Path:
     with _locked(directory):
         if not (directory / 'export.json').exists():
             export(spec, directory)
-        if int8 and not (directory / f'{TEXT}{INT8}.onnx').exists():
-            for tower in (IMAGE, TEXT):
-                _quantise(directory, tower)
+        if not (directory / file_name(TEXT, precision)).exists():
+            if precision == 'int8':
+                for tower in TOWERS:
+                    _quantise(directory, tower)
+            else:
+                _trace(spec, directory, precision)
     return directory
 
 
@@ -54,13 +62,31 @@ def export(spec: ModelSpec, directory: Path) -> None:
     """Write both towers in float32, and what they were made from, into `directory`."""
     import torch
 
-    from clipflow.sessions.towers import load_towers
-
-    if spec.family == 'siglip2':
-        raise InvalidParameter('SigLIP 2 cannot be exported to ONNX yet; run it with CLIPFLOW_RUNTIME=torch')
     begun = time.monotonic()
-    _log.info('exporting the model %s to %s; this is done once', spec.name, directory)
+    _trace(spec, directory, 'float32')
+    report = {
+        'model': spec.name,
+        'fingerprint': spec.fingerprint,
+        'format': FORMAT,
+        'opset': OPSET,
+        'torch': torch.__version__,
+        'seconds': round(time.monotonic() - begun, 1),
+    }
+    put(directory / 'export.json', (json.dumps(report, indent=2) + '\n').encode())
+
+
+def _trace(spec: ModelSpec, directory: Path, precision: str) -> None:
+    import torch
+
+    from clipflow.sessions.towers import FORMATS, load_towers
+
+    _log.info('exporting the model %s in %s to %s; this is done once', spec.name, precision, directory)
     image, text = load_towers(spec)
+    for tower in (image, text):
+        tower.convert(FORMATS[precision])
+        if precision == 'float16':
+            # The exporter writes a float32 scale into the fused attention, which makes the graph one of mixed types.
+            tower._model.set_attn_implementation('eager')
     # Traced with more than one item and token, or else these numbers would be taken for constants.
     pixels = torch.zeros(2, spec.picture.height, spec.picture.width, 3, dtype=torch.uint8)
     length = spec.context if spec.padding == 'fixed' else min(12, spec.context)
@@ -71,18 +97,9 @@ def export(spec: ModelSpec, directory: Path) -> None:
     tokens = {0: 'batch'} | ({} if spec.padding == 'fixed' else {1: 'length'})
     directory.mkdir(parents=True, exist_ok=True)
     with torch.inference_mode():
-        _write(image, (pixels,), directory / f'{IMAGE}.onnx', {'pixels': {0: 'batch'}})
+        _write(image, (pixels,), directory / file_name(IMAGE, precision), {'pixels': {0: 'batch'}})
         names = ('ids', 'mask')[: 1 + len(mask)]
-        _write(text, (ids, *mask), directory / f'{TEXT}.onnx', dict.fromkeys(names, tokens))
-    report = {
-        'model': spec.name,
-        'fingerprint': spec.fingerprint,
-        'format': FORMAT,
-        'opset': OPSET,
-        'torch': torch.__version__,
-        'seconds': round(time.monotonic() - begun, 1),
-    }
-    put(directory / 'export.json', (json.dumps(report, indent=2) + '\n').encode())
+        _write(text, (ids, *mask), directory / file_name(TEXT, precision), dict.fromkeys(names, tokens))
 
 
 def _last_token(text: Any) -> int:
@@ -108,7 +125,7 @@ def _write(tower: Any, example: tuple[Any, ...], path: Path, axes: dict[str, dic
         )
 
 
-def _quantise(directory: Path, tower: str) -> None:
+def _quantise(directory: Path, tower: Tower) -> None:
     """8-bit weights for the matrix products: signed, a scale a channel (unsigned ones miss the fast kernels)."""
     try:
         from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -116,9 +133,9 @@ def _quantise(directory: Path, tower: str) -> None:
     except ImportError:
         raise InvalidParameter('int8 needs the extra "onnx": pip install "clipflow[onnx]"') from None
     _log.info('writing the %s tower with weights in 8 bits; this is done once', tower)
-    with tempfile.TemporaryDirectory(dir=directory) as folder, _beside(directory / f'{tower}{INT8}.onnx') as target:
+    with tempfile.TemporaryDirectory(dir=directory) as folder, _beside(directory / file_name(tower, 'int8')) as target:
         prepared = Path(folder) / 'prepared.onnx'
-        quant_pre_process(str(directory / f'{tower}.onnx'), str(prepared), skip_symbolic_shape=True)
+        quant_pre_process(str(directory / file_name(tower, 'float32')), str(prepared), skip_symbolic_shape=True)
         quantize_dynamic(
             str(prepared),
             str(target),

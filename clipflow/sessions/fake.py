@@ -8,7 +8,7 @@ import zlib
 import numpy as np
 from numpy.typing import NDArray
 
-from clipflow.sessions.base import Options
+from clipflow.sessions.base import Options, Tower
 from clipflow.weights import ModelSpec
 
 DIMENSION = 32
@@ -45,6 +45,9 @@ class FakeSession:
         """See `base.Session`: seeded by the tokens that the mask leaves."""
         seeds = [zlib.crc32(row[keep.astype(bool)].tobytes()) for row, keep in zip(ids, mask, strict=True)]
         return _unit(np.stack([np.random.default_rng(seed).normal(size=DIMENSION) for seed in seeds]))
+
+    def release(self, tower: Tower) -> None:
+        """See `base.Session`: nothing of it is held here."""
 
     def close(self) -> None:
         """See `base.Session`."""

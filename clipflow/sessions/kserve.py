@@ -14,7 +14,7 @@ from tritonclient import grpc as triton
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from clipflow.errors import ClipflowError, Internal, ModelMismatch, NotReady, Timeout, Unavailable
-from clipflow.sessions.base import Options, grey
+from clipflow.sessions.base import Options, Tower, grey
 from clipflow.weights import ModelSpec
 
 _RETRYABLE = ('StatusCode.UNAVAILABLE', 'StatusCode.RESOURCE_EXHAUSTED')
@@ -80,6 +80,9 @@ class KServeSession:
         """See `base.Session`."""
         inputs = {'ids': ids.astype(np.int64)} | ({'mask': mask.astype(np.int64)} if self._masked else {})
         return self._infer(self._text, inputs)
+
+    def release(self, tower: Tower) -> None:
+        """See `base.Session`: nothing of it is held here."""
 
     def close(self) -> None:
         """See `base.Session`."""

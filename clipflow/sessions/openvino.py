@@ -7,8 +7,8 @@ import openvino
 from numpy.typing import NDArray
 
 from clipflow.errors import InvalidParameter
-from clipflow.sessions.base import Options, grey
-from clipflow.sessions.export import IMAGE, TEXT, exported
+from clipflow.sessions.base import IMAGE, TEXT, TOWERS, Options, Tower, Towers, grey
+from clipflow.sessions.export import exported, file_name
 from clipflow.weights import ModelSpec
 
 _HINTS = {'float32': 'f32', 'bfloat16': 'bf16'}
@@ -31,23 +31,24 @@ class OpenVinoSession:
             raise InvalidParameter(
                 f'openvino computes in float32 or bfloat16 on the CPU, not in {options.precision} on {options.device}'
             )
-        self._precision = options.precision
-        directory = exported(spec, options.cache)
-        core = openvino.Core()
+        self._options = options
+        self._directory = exported(spec, options.cache)
+        self._towers = Towers(self._tower)
+        self._masked = len(self._towers[TEXT].input_tensors) > 1
+        self.dimension = int(self.encode_images(grey(spec)).shape[1])
+
+    def _tower(self, tower: Tower) -> Any:
         settings = {
             'PERFORMANCE_HINT': 'LATENCY',
             # Without a hint it takes bfloat16 by itself.
-            'INFERENCE_PRECISION_HINT': _HINTS[options.precision],
-            'INFERENCE_NUM_THREADS': options.threads,
+            'INFERENCE_PRECISION_HINT': _HINTS[self._options.precision],
+            'INFERENCE_NUM_THREADS': self._options.threads,
             # Two processes would bind themselves to the same core.
-            'ENABLE_CPU_PINNING': not options.shared,
+            'ENABLE_CPU_PINNING': not self._options.shared,
         }
-        self._image, self._text = (
-            core.compile_model(core.read_model(directory / f'{tower}.onnx'), 'CPU', settings).create_infer_request()
-            for tower in (IMAGE, TEXT)
-        )
-        self._masked = len(self._text.input_tensors) > 1
-        self.dimension = int(self.encode_images(grey(spec)).shape[1])
+        core = openvino.Core()
+        model = core.read_model(self._directory / file_name(tower, 'float32'))
+        return core.compile_model(model, 'CPU', settings).create_infer_request()
 
     @property
     def description(self) -> dict[str, str]:
@@ -55,22 +56,27 @@ class OpenVinoSession:
         return {
             'runtime': 'openvino',
             'device': 'cpu',
-            'precision': self._precision,
+            'precision': self._options.precision,
             'runtime_version': openvino.__version__,
         }
 
     def encode_images(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """See `base.Session`."""
-        return _vectors(self._image, [pixels])
+        return _vectors(self._towers[IMAGE], [pixels])
 
     def encode_texts(self, ids: NDArray[np.int32], mask: NDArray[np.int32]) -> NDArray[np.float32]:
         """See `base.Session`."""
         inputs = [ids.astype(np.int64), mask.astype(np.int64)]
-        return _vectors(self._text, inputs if self._masked else inputs[:1])
+        return _vectors(self._towers[TEXT], inputs if self._masked else inputs[:1])
+
+    def release(self, tower: Tower) -> None:
+        """See `base.Session`."""
+        self._towers.release(tower)
 
     def close(self) -> None:
         """See `base.Session`."""
-        del self._image, self._text
+        for tower in TOWERS:
+            self.release(tower)
 
 
 def _vectors(request: Any, inputs: list[NDArray[Any]]) -> NDArray[np.float32]:

@@ -3,6 +3,7 @@
 A new runtime is a module beside this one, a line in `_RUNTIMES`, and its place in `candidates`.
 """
 
+import sys
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -17,11 +18,12 @@ _RUNTIMES = {
     'torch': 'clipflow.sessions.torch',
     'onnx': 'clipflow.sessions.onnx',
     'openvino': 'clipflow.sessions.openvino',
+    'tensorrt': 'clipflow.sessions.tensorrt',
     'kserve': 'clipflow.sessions.kserve',
     'fake': 'clipflow.sessions.fake',
 }
 _EXTRAS = {'kserve': 'triton'}
-_PACKAGES = {'onnx': ('onnx', 'onnxruntime'), 'openvino': ('onnx', 'openvino')}
+_PACKAGES = {'onnx': ('onnx', 'onnxruntime'), 'openvino': ('onnx', 'openvino'), 'tensorrt': ('onnx', 'tensorrt')}
 _ELSEWHERE = ('fake', 'kserve')
 """Runtimes that do not compute in this process; what this machine has does not matter to them."""
 _DRIVERS = ('/dev/nvidiactl', '/dev/dxg')
@@ -34,10 +36,15 @@ class Machine:
     """What this process can compute with."""
 
     cuda: bool
+    """Whether PyTorch can use an NVIDIA GPU."""
     bfloat16: bool
     """Whether the CPU multiplies in bfloat16; without it, that is slower than float32."""
     packages: frozenset[str]
     """Runtimes beside torch whose packages can be imported."""
+    mps: bool = False
+    """Whether PyTorch can use the GPU of a Mac."""
+    onnx_cuda: bool = False
+    """Whether ONNX Runtime was built for CUDA."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +73,10 @@ def this_machine() -> Machine:
         flags = set(Path('/proc/cpuinfo').read_text(encoding='utf-8').partition('flags')[2].partition('\n')[0].split())
     except OSError:
         flags = set()
-    return Machine(_has_cuda(), bool(flags & _BFLOAT16_FLAGS), packages)
+    cuda = _has_cuda()
+    return Machine(
+        cuda, bool(flags & _BFLOAT16_FLAGS), packages, _has_mps(), cuda and 'onnx' in packages and _onnx_has_cuda()
+    )
 
 
 def _has_cuda() -> bool:
@@ -76,6 +86,20 @@ def _has_cuda() -> bool:
     import torch
 
     return torch.cuda.is_available()
+
+
+def _has_mps() -> bool:
+    if sys.platform != 'darwin':
+        return False
+    import torch
+
+    return torch.backends.mps.is_available()
+
+
+def _onnx_has_cuda() -> bool:
+    import onnxruntime
+
+    return 'CUDAExecutionProvider' in onnxruntime.get_available_providers()
 
 
 def _importable(name: str) -> bool:
@@ -90,20 +114,18 @@ def candidates(settings: EncoderSettings, machine: Machine) -> list[Choice]:
     """Ways to run a model, best first. int8 is never chosen by itself: its vectors are not those of float32."""
     if settings.runtime in _ELSEWHERE:
         return [Choice(settings.runtime, 'cpu', 'float32', 'asked for')]
-    device = settings.device
-    if device == 'auto':
-        device = 'cuda' if machine.cuda and settings.runtime in ('auto', 'torch') else 'cpu'
-    if device == 'cuda' and not machine.cuda:
-        raise InvalidParameter('CLIPFLOW_DEVICE is cuda, but PyTorch finds no such device; is it the CUDA build?')
+    device = _device(settings, machine)
     precisions = [settings.precision]
     if settings.precision == 'auto' and device == 'cuda':
         precisions = ['float16']
+    elif settings.precision == 'auto' and device == 'mps':
+        precisions = ['float32']
     elif settings.precision == 'auto':
         precisions = ['bfloat16', 'float32'] if machine.bfloat16 else ['float32']
     found = []
     for precision in precisions:
         for runtime in _order(device, precision):
-            if settings.runtime == 'auto' and (runtime == 'torch' or runtime in machine.packages):
+            if settings.runtime == 'auto' and _installed(runtime, device, machine):
                 found.append(Choice(runtime, device, precision, _reason(runtime, device, precision)))
             elif settings.runtime == runtime:
                 found.append(Choice(runtime, device, precision, 'asked for'))
@@ -115,18 +137,54 @@ def candidates(settings: EncoderSettings, machine: Machine) -> list[Choice]:
     return found
 
 
+def _device(settings: EncoderSettings, machine: Machine) -> str:
+    """cpu, cuda or mps; raises InvalidParameter if it is not there."""
+    cuda = {
+        'auto': machine.cuda,
+        'torch': machine.cuda,
+        'onnx': machine.cuda and machine.onnx_cuda,
+        'openvino': False,
+        'tensorrt': True,
+    }
+    device = settings.device if settings.device != 'auto' else 'cuda' if cuda[settings.runtime] else 'cpu'
+    if device == 'cuda' and not machine.cuda:
+        asked = 'CLIPFLOW_DEVICE is cuda' if settings.device == 'cuda' else 'tensorrt needs an NVIDIA GPU'
+        raise InvalidParameter(
+            f'{asked}, but PyTorch finds no CUDA device; is there a driver, and is it the CUDA build?'
+        )
+    if device == 'mps' and not machine.mps:
+        raise InvalidParameter('CLIPFLOW_DEVICE is mps, but PyTorch finds no such device; it is the GPU of a Mac')
+    return device
+
+
+def _installed(runtime: str, device: str, machine: Machine) -> bool:
+    if runtime == 'onnx' and device == 'cuda':
+        return machine.onnx_cuda
+    return runtime == 'torch' or runtime in machine.packages
+
+
+_ORDER = {
+    ('cpu', 'bfloat16'): ('openvino', 'torch'),
+    ('cpu', 'float32'): ('openvino', 'onnx', 'torch'),
+    ('cpu', 'float16'): ('torch', 'onnx'),
+    ('cpu', 'int8'): ('onnx',),
+    ('cuda', 'float16'): ('tensorrt', 'onnx', 'torch'),
+    ('cuda', 'float32'): ('tensorrt', 'onnx', 'torch'),
+    ('cuda', 'bfloat16'): ('torch',),
+    ('mps', 'float32'): ('torch',),
+    ('mps', 'float16'): ('torch',),
+}
+"""Runtimes by device and precision, the fastest first (for CPUs, benchmarks/README.md has the figures)."""
+
+
 def _order(device: str, precision: str) -> tuple[str, ...]:
-    """Runtimes by speed (benchmarks/README.md has the figures)."""
-    if device == 'cuda':
-        return ('torch',)
-    return {'bfloat16': ('openvino', 'torch'), 'float32': ('openvino', 'onnx', 'torch'), 'int8': ('onnx',)}.get(
-        precision, ('torch',)
-    )
+    return _ORDER.get((device, precision), ())
 
 
 def _reason(runtime: str, device: str, precision: str) -> str:
-    place = 'there is a CUDA device' if device == 'cuda' else f'the CPU computes well in {precision}'
-    return f'{place}, and {runtime} is the fastest for it that is installed'
+    if device != 'cpu':
+        return f'there is a GPU ({device}), and {runtime} is the first choice for it that is installed'
+    return f'the CPU computes well in {precision}, and {runtime} is the fastest for it that is installed'
 
 
 def open_session(
@@ -159,6 +217,7 @@ def open_session(
             settings.kserve_url,
             settings.kserve_model,
             settings.kserve_timeout,
+            settings.compile,
         )
         try:
             session = load(choice.runtime, spec, options)
@@ -185,7 +244,9 @@ def load(runtime: str, spec: ModelSpec, options: Options) -> Session:
 
 
 def _faster(settings: EncoderSettings, choice: Choice, machine: Machine) -> tuple[str, ...]:
-    """Name an extra that would be faster than what was chosen."""
+    """Name what would be faster than what was chosen."""
+    if machine.mps and settings.device == 'auto':
+        return ('this machine has a GPU that was not measured: compare with CLIPFLOW_DEVICE=mps',)
     if settings.runtime != 'auto' or choice.device != 'cpu' or 'openvino' in machine.packages:
         return ()
     return ('the extra "openvino" is faster on this CPU: pip install "clipflow[openvino]"',)

@@ -1,5 +1,6 @@
 """The two towers of a checkpoint as PyTorch modules, from prepared input to unit vectors: what is run or exported."""
 
+import copy
 from typing import Any
 
 import torch
@@ -8,16 +9,30 @@ from torch.nn.functional import normalize
 from clipflow.errors import InvalidParameter
 from clipflow.weights import ModelSpec, PictureSpec
 
+FORMATS = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
 
-class ImageTower(torch.nn.Module):
+
+class _Tower(torch.nn.Module):
+    """One half of a model: the other half's weights are not held."""
+
+    def __init__(self, model: Any, other: str) -> None:
+        super().__init__()
+        self._model = copy.copy(model)
+        self._model._modules = {name: part for name, part in model._modules.items() if not name.startswith(other)}
+
+    def convert(self, number: torch.dtype) -> None:
+        """Compute in another number format; pixels come and vectors go as before."""
+        self._model.to(number)
+
+
+class ImageTower(_Tower):
     """[N, H, W, 3] uint8 to [N, D] float32; scaling and normalisation of the pixels are inside."""
 
     _factor: torch.Tensor
     _shift: torch.Tensor
 
     def __init__(self, model: Any, spec: ModelSpec) -> None:
-        super().__init__()
-        self._model = model
+        super().__init__(model, 'text')
         self._patch = int(model.config.vision_config.patch_size) if spec.family == 'siglip2' else 0
         factor, shift = _normalisation(spec.picture)
         self.register_buffer('_factor', factor, persistent=False)
@@ -37,19 +52,34 @@ class ImageTower(torch.nn.Module):
         side = self._patch
         rows, columns = height // side, width // side
         grid = floats.reshape(count, rows, side, columns, side, 3).permute(0, 1, 3, 2, 4, 5)
-        return {
-            'pixel_values': grid.reshape(count, rows * columns, side * side * 3),
-            'pixel_attention_mask': torch.ones(count, rows * columns, dtype=torch.int32, device=floats.device),
-            'spatial_shapes': torch.tensor([[rows, columns]] * count),
-        }
+        # No mask, because no patch is padding; the positions know their shape already.
+        return {'pixel_values': grid.reshape(count, rows * columns, side * side * 3)}
 
 
-class TextTower(torch.nn.Module):
+class _FixedPositions(torch.nn.Module):
+    """The embeddings of SigLIP 2 for pictures of one size; transformers resizes the positions for each in every call."""
+
+    _positions: torch.Tensor
+
+    def __init__(self, embeddings: Any, rows: int, columns: int) -> None:
+        super().__init__()
+        self._patch_embedding = embeddings.patch_embedding
+        side = embeddings.position_embedding_size
+        table = embeddings.position_embedding.weight.detach().reshape(side, side, -1)
+        shape = torch.tensor([[rows, columns]])
+        self.register_buffer('_positions', embeddings.resize_positional_embeddings(table, shape, rows * columns))
+
+    def forward(self, patches: torch.Tensor, _: None) -> torch.Tensor:
+        """[N, patches, side * side * 3] to [N, patches, width]."""
+        embedded: torch.Tensor = self._patch_embedding(patches)
+        return embedded + self._positions
+
+
+class TextTower(_Tower):
     """Token ids [N, L] and, for models that need it, the mask of real tokens [N, L], to [N, D] float32."""
 
     def __init__(self, model: Any, spec: ModelSpec) -> None:
-        super().__init__()
-        self._model = model
+        super().__init__(model, 'vis')
         self.masked = spec.padding == 'longest'
 
     def forward(self, ids: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
@@ -84,6 +114,10 @@ def load_towers(spec: ModelSpec) -> tuple[ImageTower, TextTower]:
         if isinstance(pooling, torch.nn.AvgPool2d):
             # EfficientNet averages with a window that is larger than any picture, which no other runtime accepts.
             part.pooler = torch.nn.AdaptiveAvgPool2d(1)
+    if spec.family == 'siglip2':
+        vision = model.vision_model
+        sides = (spec.picture.height, spec.picture.width)
+        vision.embeddings = _FixedPositions(vision.embeddings, *(side // vision.config.patch_size for side in sides))
     model = model.eval().to(memory_format=torch.channels_last)
     return ImageTower(model, spec).eval(), TextTower(model, spec).eval()
 

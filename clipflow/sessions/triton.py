@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clipflow.errors import Conflict
-from clipflow.sessions.export import IMAGE, INT8, TEXT, exported, put
+from clipflow.sessions.base import IMAGE, TEXT, Tower
+from clipflow.sessions.export import exported, file_name, put
 from clipflow.weights import ModelSpec
 
 MAX_BATCH = 64
@@ -51,8 +52,8 @@ parameters {{ key: "precision" value {{ string_value: "{precision}" }} }}
 class Serving:
     """How Triton is to run the towers."""
 
-    int8: bool = False
-    """Weights in 8 bits."""
+    precision: str = 'float32'
+    """float32, float16 (for GPUs) or int8."""
     gpu: bool = False
     """On its GPUs, not on the CPU."""
     instances: int = 1
@@ -72,7 +73,7 @@ def write_repository(spec: ModelSpec, cache: Path, out: Path, dimension: int, se
     Raises:
         Conflict: `out` exists and is a file.
     """
-    directory = exported(spec, cache, int8=serving.int8)
+    directory = exported(spec, cache, serving.precision)
     if out.exists() and not out.is_dir():
         raise Conflict(f'{out} is a file; a model repository is a folder')
     folders = []
@@ -83,14 +84,14 @@ def write_repository(spec: ModelSpec, cache: Path, out: Path, dimension: int, se
         # Triton looks for new folders with numbers: the file is whole before the folder has its name.
         temporary = folder / f'{version}.part'
         temporary.mkdir(exist_ok=True)
-        shutil.copyfile(directory / f'{tower}{INT8 if serving.int8 else ""}.onnx', temporary / 'model.onnx')
+        shutil.copyfile(directory / file_name(tower, serving.precision), temporary / 'model.onnx')
         temporary.rename(folder / str(version))
         put(folder / 'config.pbtxt', _config(spec, tower, inputs, dimension, serving).encode())
         folders.append(folder)
     return folders
 
 
-def _inputs(spec: ModelSpec) -> dict[str, Inputs]:
+def _inputs(spec: ModelSpec) -> dict[Tower, Inputs]:
     """By tower: its inputs without the batch; -1 is any length."""
     length = spec.context if spec.padding == 'fixed' else -1
     names = ('ids', 'mask') if spec.padding == 'longest' and spec.family != 'clip' else ('ids',)
@@ -113,5 +114,5 @@ def _config(spec: ModelSpec, tower: str, inputs: Inputs, dimension: int, serving
         count=serving.instances,
         warm=''.join(warm),
         fingerprint=spec.fingerprint,
-        precision='int8' if serving.int8 else 'float32',
+        precision=serving.precision,
     )

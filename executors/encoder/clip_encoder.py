@@ -1,5 +1,7 @@
 """Second stage: content becomes embeddings. See README.md beside this file."""
 
+import contextlib
+import threading
 from collections.abc import Sequence
 
 from docarray import Document, DocumentArray
@@ -33,6 +35,9 @@ class ClipEncoder(Room):
         self.work = WorkQueue(self.stage, 1, self.settings.queue_limit)
         self._embedder = self.work.do(self._load)
         self._gathering = Gathering(self.work, self._embedder.embed_together, self.settings.batch_size)
+        self._closing = threading.Event()
+        if self.settings.tower_ttl:
+            threading.Thread(target=self._release_idle, name='tower-ttl', daemon=True).start()
 
     def _load(self) -> Embedder:
         opened = open_session(self.spec, self.settings, self._threads, shared=self.replicas > 1)
@@ -41,6 +46,12 @@ class ClipEncoder(Room):
         embedder = Embedder(self.spec, opened.session, self.settings.batch_size, cache)
         embedder.text_vectors(['a photo'])
         return embedder
+
+    def _release_idle(self) -> None:
+        ttl = self.settings.tower_ttl
+        while not self._closing.wait(ttl / 4):
+            with contextlib.suppress(RuntimeError):  # the thread of the model has just ended
+                self.work.do(lambda: self._embedder.release_idle(ttl))
 
     @endpoint('/', '/encode', parse=EncodeParameters)
     async def encode(self, docs: DocumentArray, parameters: EncodeParameters) -> None:
@@ -82,7 +93,9 @@ class ClipEncoder(Room):
             **session.description,
             ready=await self._works(parameters),
             why=self._why,
-            warnings=list(self._warnings),
+            warnings=[*self._warnings, *self._degraded()],
+            loaded=self._embedder.loaded,
+            batch_size=self._embedder.batch_size,
             dimension=session.dimension,
             threads=self._threads,
             batches=self._gathering.calls,
@@ -91,6 +104,10 @@ class ClipEncoder(Room):
             cache_hits=cache.hits,
             cache_misses=cache.misses,
         )
+
+    def _degraded(self) -> list[str]:
+        size, asked = self._embedder.batch_size, self.settings.batch_size
+        return [] if size == asked else [f'the device has no memory for CLIPFLOW_BATCH_SIZE={asked}; it takes {size}']
 
     async def _works(self, parameters: Parameters) -> bool:
         """After a call that failed, the model is asked for something before this stage counts as ready again."""
@@ -117,6 +134,8 @@ class ClipEncoder(Room):
 
     def close(self) -> None:
         """See `Room`."""
+        if hasattr(self, '_closing'):
+            self._closing.set()
         super().close()
         if hasattr(self, '_embedder'):
             self._embedder.session.close()

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from clipflow import wire
 from clipflow.batching import Embedder
 from clipflow.classify import classify, softmax
+from clipflow.errors import Unavailable
+from clipflow.sessions.base import OutOfMemory
 from clipflow.sessions.fake import FakeSession
 from clipflow.tokens import Tokenizer
 from clipflow.weights import ModelSpec
@@ -269,3 +271,61 @@ def test_a_softmax_of_large_numbers_is_finite_and_sums_to_one() -> None:
     assert shares.sum(axis=1) == pytest.approx([1, 1])
     assert shares[0, 0] / shares[0, 1] == pytest.approx(np.e)
     assert shares[1].tolist() == pytest.approx([1 / 3] * 3)
+
+
+class Small(FakeSession):
+    """A device that has no room for more than `room` items at once."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self.room = room
+        self.sizes: list[int] = []
+
+    def _fits(self, count: int) -> None:
+        self.sizes.append(count)
+        if count > self.room:
+            raise OutOfMemory(f'no room for {count}')
+
+    def encode_images(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        self._fits(len(pixels))
+        return super().encode_images(pixels)
+
+    def encode_texts(self, ids: NDArray[np.int32], mask: NDArray[np.int32]) -> NDArray[np.float32]:
+        self._fits(len(ids))
+        return super().encode_texts(ids, mask)
+
+
+def test_a_device_without_memory_gets_half_as_much_and_nothing_is_lost(mini: ModelSpec) -> None:
+    session = Small(room=3)
+    embedder = Embedder(mini, session, batch_size=8)
+    docs = [Document(text=word) for word in WORDS] + [picture(mini, seed, id=f'p{seed}') for seed in range(5)]
+    embedder.embed(docs)
+    for doc in docs:
+        expected = text_vector(mini, doc.text) if doc.text else picture_vector(int(doc.id[1:]))
+        assert np.abs(doc.embedding - expected).max() < 1e-6
+    assert embedder.batch_size == 3  # six different words, then a half of six
+    assert session.sizes == [6, 3, 3, 3, 2]
+
+
+def test_a_device_without_memory_for_one_item_is_an_error(mini: ModelSpec) -> None:
+    embedder = Embedder(mini, Small(room=0), batch_size=8)
+    with pytest.raises(Unavailable, match='no memory for a single item'):
+        embedder.embed([Document(text='cat'), Document(text='dog')])
+
+
+def test_only_a_tower_that_nobody_has_asked_for_is_freed(mini: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr('clipflow.batching.time.monotonic', lambda: now)
+    freed: list[str] = []
+    session = FakeSession()
+    monkeypatch.setattr(session, 'release', freed.append)
+    embedder = Embedder(mini, session, batch_size=8)
+    now = 105.0
+    embedder.embed([Document(text='cat')])
+    now = 112.0
+    embedder.release_idle(10)
+    assert (freed, embedder.loaded) == (['image'], ['text'])
+    embedder.release_idle(10)
+    assert freed == ['image'], 'it was freed before'
+    embedder.embed([picture(mini, 1)])
+    assert embedder.loaded == ['image', 'text']

@@ -29,7 +29,12 @@ def ways(machine: Machine, **given: str) -> list[tuple[str, str, str]]:
 @pytest.mark.parametrize(
     ('machine', 'first'),
     [
+        (Machine(True, True, NONE), ('torch', 'cuda', 'float16')),
         (Machine(True, True, ALL), ('torch', 'cuda', 'float16')),
+        (Machine(True, True, ALL, onnx_cuda=True), ('onnx', 'cuda', 'float16')),
+        (Machine(True, True, ALL | {'tensorrt'}, onnx_cuda=True), ('tensorrt', 'cuda', 'float16')),
+        (Machine(False, True, ALL | {'tensorrt'}), ('openvino', 'cpu', 'bfloat16')),
+        (Machine(False, False, NONE, mps=True), ('torch', 'cpu', 'float32')),
         (Machine(False, True, ALL), ('openvino', 'cpu', 'bfloat16')),
         (Machine(False, True, frozenset({'onnx'})), ('torch', 'cpu', 'bfloat16')),
         (Machine(False, True, NONE), ('torch', 'cpu', 'bfloat16')),
@@ -59,12 +64,19 @@ def test_what_is_asked_for_is_taken_and_nothing_else() -> None:
     assert ways(machine, runtime='onnx') == [('onnx', 'cpu', 'float32')]
     assert ways(machine, precision='int8') == [('onnx', 'cpu', 'int8')]
     assert ways(Machine(True, True, ALL), device='cpu')[0] == ('openvino', 'cpu', 'bfloat16')
+    assert ways(Machine(True, True, ALL), runtime='openvino')[0] == ('openvino', 'cpu', 'bfloat16')
+    assert ways(Machine(True, True, ALL), runtime='onnx')[0] == ('onnx', 'cpu', 'float32')
+    assert ways(Machine(True, True, ALL, onnx_cuda=True), runtime='onnx') == [('onnx', 'cuda', 'float16')]
+    assert ways(Machine(True, True, ALL | {'tensorrt'}), runtime='tensorrt') == [('tensorrt', 'cuda', 'float16')]
+    assert ways(Machine(False, True, NONE, mps=True), device='mps') == [('torch', 'mps', 'float32')]
 
 
 @pytest.mark.parametrize(
     ('given', 'said'),
     [
-        ({'device': 'cuda'}, 'finds no such device'),
+        ({'device': 'cuda'}, 'CLIPFLOW_DEVICE is cuda, but PyTorch finds no CUDA device'),
+        ({'runtime': 'tensorrt'}, 'tensorrt needs an NVIDIA GPU'),
+        ({'device': 'mps'}, 'it is the GPU of a Mac'),
         ({'precision': 'int8'}, r'clipflow\[onnx\]'),
         ({'runtime': 'openvino', 'precision': 'int8'}, 'openvino cannot compute in int8'),
     ],
@@ -84,9 +96,10 @@ def test_the_runtimes_that_are_asked_for_are_opened(checkpoint: Callable[[str], 
 
 
 def test_a_runtime_that_fails_is_passed_over_and_named(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
-    spec = load_spec(str(checkpoint('siglip2')))  # which cannot be exported
+    spec = load_spec(str(checkpoint('clip')))
     machine = Machine(False, True, ALL)
-    opened = open_session(spec, EncoderSettings.load(cache=tmp_path), 1, shared=False, machine=machine)
+    (tmp_path / 'file').touch()  # below which nothing can be exported to
+    opened = open_session(spec, EncoderSettings.load(cache=tmp_path / 'file'), 1, shared=False, machine=machine)
     assert opened.session.description['runtime'] == 'torch'
     assert opened.warnings
     assert opened.warnings[0].startswith('openvino was to be used, but: ')
@@ -97,6 +110,13 @@ def test_a_faster_extra_is_named(checkpoint: Callable[[str], Path], tmp_path: Pa
     machine = Machine(False, True, NONE)
     opened = open_session(spec, EncoderSettings.load(cache=tmp_path), 1, shared=False, machine=machine)
     assert 'clipflow[openvino]' in opened.warnings[0]
+
+
+def test_a_gpu_that_auto_leaves_alone_is_named(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    spec = load_spec(str(checkpoint('clip')))
+    machine = Machine(False, False, NONE, mps=True)
+    opened = open_session(spec, EncoderSettings.load(cache=tmp_path), 1, shared=False, machine=machine)
+    assert 'CLIPFLOW_DEVICE=mps' in opened.warnings[0]
 
 
 def test_this_machine_can_be_looked_at() -> None:

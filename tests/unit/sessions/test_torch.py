@@ -1,6 +1,8 @@
 """The torch session against transformers' own processor and model, for every family."""
 
+import gc
 import shutil
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +17,7 @@ from PIL import Image
 from clipflow.errors import InvalidParameter
 from clipflow.pictures import prepare
 from clipflow.sessions import torch as sessions_torch
-from clipflow.sessions.base import Options
+from clipflow.sessions.base import Options, OutOfMemory, Tower
 from clipflow.sessions.torch import TorchSession
 from clipflow.tokens import Tokenizer
 from clipflow.weights import ModelSpec, load_spec
@@ -144,6 +146,52 @@ def test_an_activation_of_the_catalogue_wins_over_the_checkpoint_s(checkpoint: C
     # CLIPConfig's own default is quick_gelu.
     assert np.abs(plain - same).max() < 1e-6
     assert np.abs(plain - other).max() > 1e-3
+
+
+@pytest.mark.skipif(shutil.which('g++') is None, reason='torch.compile needs a C++ compiler')
+def test_compiled_towers_give_the_same_vectors_for_sizes_that_were_not_compiled_for(
+    checkpoint: Callable[[str], Path],
+) -> None:
+    spec = load_spec(str(checkpoint('clip')))
+    plain, compiled = load(spec), sessions_torch.load(spec, replace(OPTIONS, compiled=True))
+    pixels = np.stack([prepare(picture(n, 50, 50), spec.picture) for n in range(7)])
+    before = torch._dynamo.utils.counters['stats']['unique_graphs']
+    assert before > 0
+    for count in (1, 2, 5, 7):
+        tokens = Tokenizer(spec)(['a dog and a cat', 'cat', *['dog ' * n for n in range(5)]][:count])
+        for found, expected in (
+            (compiled.encode_images(pixels[:count]), plain.encode_images(pixels[:count])),
+            (compiled.encode_texts(tokens.ids, tokens.mask), plain.encode_texts(tokens.ids, tokens.mask)),
+        ):
+            assert np.abs(found - expected).max() < 1e-5
+    assert torch._dynamo.utils.counters['stats']['unique_graphs'] == before, 'a query waited for the compiler'
+
+
+@pytest.mark.parametrize('tower', ['image', 'text'])
+def test_a_tower_that_was_released_comes_back(spec: ModelSpec, tower: Tower) -> None:
+    session = load(spec)
+    pixels = prepare(picture(1, 50, 50), spec.picture)[None]
+    tokens = Tokenizer(spec)(['cat'])
+    before = session.encode_images(pixels), session.encode_texts(tokens.ids, tokens.mask)
+    weights = weakref.ref(max(session._towers[tower].parameters(), key=torch.numel))
+    session.release(tower)
+    gc.collect()
+    assert weights() is None
+    assert np.array_equal(session.encode_images(pixels), before[0])
+    assert np.array_equal(session.encode_texts(tokens.ids, tokens.mask), before[1])
+
+
+def test_a_device_without_memory_is_told_as_such(
+    checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = load(load_spec(str(checkpoint('clip'))))
+
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError('CUDA out of memory')
+
+    monkeypatch.setattr(session._towers['image'], 'forward', full)
+    with pytest.raises(OutOfMemory, match='CUDA out of memory'):
+        session.encode_images(np.zeros((1, 32, 32, 3), np.uint8))
 
 
 def test_weights_that_do_not_fit_the_config_are_refused_by_name(
