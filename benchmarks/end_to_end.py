@@ -34,6 +34,8 @@ CALLS = 60
 QUERY = 'a dog in the snow'
 BARE = """
 import json, sys, time, zipfile
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from docarray import Document
 from clipflow.batching import Embedder
 from clipflow.preparation import Preparation
@@ -55,12 +57,26 @@ for doc in docs:
 decoded = time.perf_counter()
 embedder.embed(docs)
 ended = time.perf_counter()
-print(json.dumps({'loop': len(docs) / (ended - begun), 'session': len(docs) / (ended - decoded)}))
+docs = [Document(blob=blob) for blob in blobs]
+def prepare(doc):
+    preparation.prepare(doc, needs_content=True, trust_embedding=True, thumbnail=False, keep=False)
+    return doc
+with ThreadPoolExecutor(share_of_cores(0, 1)) as pool:
+    started = time.perf_counter()
+    waiting = pool.map(prepare, docs)
+    while batch := list(islice(waiting, 32)):
+        embedder.embed(batch)
+    finished = time.perf_counter()
+print(json.dumps({
+    'loop': len(docs) / (ended - begun),
+    'session': len(docs) / (ended - decoded),
+    'beside': len(docs) / (finished - started),
+}))
 """
 
 
 def bare(archive: Path) -> dict[str, float]:
-    """Photographs per second of one process that decodes and encodes in turn, and of its encoding alone."""
+    """Photographs per second of one process: decoding and encoding in turn, side by side, and encoding alone."""
     command = [sys.executable, '-W', 'ignore', '-c', BARE, str(archive), str(PHOTOGRAPHS)]
     found: dict[str, float] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     return found
@@ -70,7 +86,8 @@ def throughput(archive: Path, rounds: int) -> None:
     """Photographs per second through the Flow, in turns with the bare session."""
     with zipfile.ZipFile(archive) as file:
         blobs = [file.read(name) for name in sorted(file.namelist())[:PHOTOGRAPHS]]
-    flow, loop, session = [], [], []
+    flow: list[float] = []
+    alone: dict[str, list[float]] = {'loop': [], 'beside': [], 'session': []}
     with (
         tempfile.TemporaryDirectory() as workspace,
         LocalService(Path(workspace)) as service,
@@ -82,16 +99,20 @@ def throughput(archive: Path, rounds: int) -> None:
             outcomes = client.index(Document(id=f'{turn} {i}', blob=blob) for i, blob in enumerate(blobs))
             flow.append(len(outcomes) / (time.perf_counter() - begun))
             assert all(outcome.error is None for outcome in outcomes)
-            found = bare(archive)
-            loop.append(found['loop'])
-            session.append(found['session'])
-    ratios = [a / b for a, b in zip(flow, loop, strict=True)]
+            for name, speed in bare(archive).items():
+                alone[name].append(speed)
     print('\n| photographs per second | median (range) |\n|---|---|')
-    print(f'| decoding and session in turn, one process | {spread(loop)} |')
-    print(f'| session alone, pixels ready | {spread(session)} |')
     print(f'| through the Flow, stored and searchable | {spread(flow)} |')
-    print(f'| Flow / one process | {spread(ratios, ".2f")} |')
-    print(f'| Flow / session alone | {spread([a / b for a, b in zip(flow, session, strict=True)], ".2f")} |')
+    titles = {
+        'loop': 'decoding and session in turn, one process',
+        'beside': 'decoding and session side by side, one process',
+        'session': 'session alone, pixels ready',
+    }
+    for name, title in titles.items():
+        print(f'| {title} | {spread(alone[name])} |')
+    for name, title in titles.items():
+        ratios = [a / b for a, b in zip(flow, alone[name], strict=True)]
+        print(f'| Flow / {title} | {spread(ratios, ".2f")} |')
 
 
 def _noop_flow(folder: Path) -> Path:
@@ -102,7 +123,7 @@ def _noop_flow(folder: Path) -> Path:
     return path
 
 
-def latency(archive: Path, rounds: int) -> None:
+def latency(archive: Path, rounds: int, model: str | None) -> None:
     """One query, by three clients, in turns with an empty Flow of four stages.
 
     What a search costs without encoding shows a query that brings its embedding: the model is not asked, all else is
@@ -114,7 +135,8 @@ def latency(archive: Path, rounds: int) -> None:
         blobs = [file.read(name) for name in sorted(file.namelist())[:200]]
     with ExitStack() as opened:
         folder = Path(opened.enter_context(tempfile.TemporaryDirectory()))
-        service = opened.enter_context(LocalService(folder / 'workspace', {'TEXT_CACHE': '0'}))
+        settings = {'TEXT_CACHE': '0'} | ({'MODEL': model} if model else {})
+        service = opened.enter_context(LocalService(folder / 'workspace', settings))
         empty = opened.enter_context(LocalService(folder / 'none', flow=_noop_flow(folder)))
         client, none = (opened.enter_context(Client(address)) for address in (service.grpc, empty.grpc))
         jina, jina_none = (JinaClient(host=f'grpc://{address}') for address in (service.grpc, empty.grpc))
@@ -133,16 +155,35 @@ def latency(archive: Path, rounds: int) -> None:
             'HTTP, embedding': lambda: _by_http(web, by_vector),
         }
         taken: dict[str, list[list[float]]] = {name: [] for name in calls}
+        stages: dict[str, list[list[float]]] = {}
         for _ in range(rounds):
             for name, call in calls.items():
                 taken[name].append(timed(call, CALLS))
+            for stage, times in _by_stage(jina, text).items():
+                stages.setdefault(stage, []).append(times)
     print('\n| one query, 10 results | p50 ms, median (range) of the rounds | p95 ms |\n|---|---|---|')
     p50 = {name: [quantiles(turn)[0] for turn in turns] for name, turns in taken.items()}
     for name, turns in taken.items():
         print(f'| {name} | {spread(p50[name])} | {spread([quantiles(turn)[1] for turn in turns])} |')
+    for stage, turns in stages.items():
+        halves = [quantiles(turn) for turn in turns]
+        cells = (spread([half[part] for half in halves]) for part in (0, 1))
+        print(f'| of it, the stage {stage} and its call | {" | ".join(cells)} |')
     for way, base in (('our client', 'our client'), ('jina.Client', 'jina.Client'), ('HTTP', 'our client')):
         pairs = zip(p50[f'{way}, embedding'], p50[f'{base}, empty Flow'], strict=True)
         print(f'| {way}: without encoding / empty Flow | {spread([a / b for a, b in pairs], ".2f")} | |')
+
+
+def _by_stage(jina: Any, query: Document) -> dict[str, list[float]]:
+    """Seconds in each stage of searches by text, as the gateway has timed its calls."""
+    found: dict[str, list[float]] = {}
+    for _ in range(CALLS):
+        (reply,) = jina.post('/search', query, return_responses=True)
+        for route in reply.routes:
+            if route.executor != 'gateway':
+                nanoseconds = route.end_time.ToNanoseconds() - route.start_time.ToNanoseconds()
+                found.setdefault(route.executor, []).append(nanoseconds / 1e9)
+    return found
 
 
 def _by_http(web: http.client.HTTPConnection, body: dict[str, Any]) -> None:
@@ -258,7 +299,7 @@ def main() -> None:
     if 'throughput' in parts:
         throughput(archive, given.rounds)
     if 'latency' in parts:
-        latency(archive, given.rounds)
+        latency(archive, given.rounds, str(given.model) if given.model else None)
     if 'concurrency' in parts:
         concurrency(given.rounds, str(given.model) if given.model else None)
     if 'peer' in parts:

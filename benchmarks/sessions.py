@@ -20,6 +20,7 @@ from setups import spread
 
 WAYS = (
     'torch float32',
+    'torch float32 compiled',
     'torch bfloat16',
     'onnx float32',
     'onnx int8',
@@ -31,7 +32,7 @@ SENTENCE = 'a photo of a dog in the snow'
 SECONDS = 1.5
 
 
-def measure(runtime: str, precision: str, model: str, threads: int, cache: Path) -> dict[str, float]:
+def measure(way: list[str], model: str, threads: int, cache: Path) -> dict[str, float]:
     """Seconds of one call in each case (median), and until the session was ready."""
     from importlib import import_module
 
@@ -43,7 +44,9 @@ def measure(runtime: str, precision: str, model: str, threads: int, cache: Path)
 
     spec = load_spec(model)
     begun = time.perf_counter()
-    session = import_module(f'clipflow.sessions.{runtime}').load(spec, Options('cpu', precision, threads, False, cache))
+    runtime, precision, *compiled = way
+    options = Options('cpu', precision, threads, False, cache, compiled=bool(compiled))
+    session = import_module(f'clipflow.sessions.{runtime}').load(spec, options)
     ready = time.perf_counter() - begun
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (16, spec.picture.height, spec.picture.width, 3), dtype=np.uint8)
@@ -77,10 +80,10 @@ def main() -> None:
     parser.add_argument('--threads', type=int, default=2)
     parser.add_argument('--cache', type=Path, default=Path('~/.cache/clipflow'))
     parser.add_argument('--ways', default=','.join(WAYS), help='a comma-separated part of the default')
-    parser.add_argument('--one', nargs=2, metavar=('RUNTIME', 'PRECISION'), help=argparse.SUPPRESS)
+    parser.add_argument('--one', nargs='+', metavar='WORD', help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.one:
-        print(json.dumps(measure(*given.one, given.model, given.threads, given.cache)))
+        print(json.dumps(measure(given.one, given.model, given.threads, given.cache)))
         return
     found: dict[str, list[dict[str, float]]] = {}
     for _ in range(given.rounds):

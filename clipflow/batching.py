@@ -9,7 +9,6 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from docarray import Document
@@ -17,10 +16,11 @@ from numpy.typing import NDArray
 
 from clipflow import wire
 from clipflow.cache import Encoded, TextCache
-from clipflow.errors import ClipflowError, DimensionMismatch, Internal, InvalidDocument, Unavailable
+from clipflow.errors import ClipflowError, Internal, InvalidDocument, Unavailable
 from clipflow.preparation import check_pixels
 from clipflow.sessions.base import IMAGE, TEXT, TOWERS, OutOfMemory, Session, Tower
 from clipflow.tokens import Tokenizer
+from clipflow.vectors import normalised, unit_vector
 from clipflow.weights import ModelSpec
 
 _log = logging.getLogger('clipflow.encoder')
@@ -125,34 +125,17 @@ class Embedder:
         if not math.isfinite(doc.weight or 0):
             raise InvalidDocument('the weight of a part is not finite')
         if doc.embedding is not None:
-            doc.embedding = self._ready(doc.embedding)
+            doc.embedding = unit_vector(doc.embedding, self.session.dimension)
         elif doc.tensor is not None:
             check_pixels(doc, self.spec)
         elif not doc.text:
             raise InvalidDocument('a picture did not pass the preprocessor')
 
-    def _ready(self, embedding: Any) -> NDArray[np.float32]:
-        """A client's own vector, normalised."""
-        try:
-            vector = np.asarray(embedding, dtype=np.float64)
-        except (TypeError, ValueError):
-            raise InvalidDocument('the embedding is not an array of numbers') from None
-        if vector.ndim != 1:
-            raise InvalidDocument(f'an embedding has one axis, not the shape {vector.shape}')
-        if len(vector) != self.session.dimension:
-            raise DimensionMismatch(
-                f'the embedding has {len(vector)} dimensions, the model has {self.session.dimension}'
-            )
-        length = float(np.linalg.norm(vector)) if np.isfinite(vector).all() else 0.0
-        if not np.isfinite(length) or length == 0:
-            raise InvalidDocument('the embedding has to be finite and other than zero')
-        return (vector / length).astype(np.float32)
-
     def _encode_texts(self, texts: Sequence[tuple[Document, Sequence[str]]]) -> None:
         encoded = iter(self._encoded([form.replace('{}', doc.text) for doc, forms in texts for form in forms]))
         for doc, forms in texts:
             of_forms = [next(encoded) for _ in forms]
-            doc.embedding = _normalised(np.sum([one.vector for one in of_forms], axis=0, dtype=np.float64))
+            doc.embedding = normalised(np.sum([one.vector for one in of_forms], axis=0, dtype=np.float64))
             if any(one.cut for one in of_forms):
                 doc.tags[wire.TRUNCATED] = True
 
@@ -211,7 +194,7 @@ class Embedder:
             if float(np.linalg.norm(total)) < 1e-6:
                 wire.fail(doc, InvalidDocument(f'{doc.id!r}: the parts of the query cancel each other out'), STAGE)
                 return
-            doc.embedding = _normalised(total)
+            doc.embedding = normalised(total)
             for slot in slots:
                 slot.doc.pop('tensor', 'embedding')
         if not np.isfinite(doc.embedding).all():
@@ -222,7 +205,3 @@ class Embedder:
         original = wire.detach(doc, wire.ORIGINAL)
         if original is not None:
             doc.content = original.content
-
-
-def _normalised(vector: NDArray[np.floating]) -> NDArray[np.float32]:
-    return (vector / np.linalg.norm(vector)).astype(np.float32)

@@ -26,7 +26,8 @@ class Entry:
     instead: str
 
 
-def _key(name: str) -> str:
+def key(name: str) -> str:
+    """The same for all ways to write a name."""
     folded = name.strip().lower().replace('/', '-').replace('_', '-').replace('@', '-')
     folded = folded.removesuffix('px')
     return folded if '::' in folded or '-clip-' in folded else f'{folded}::openai'
@@ -41,7 +42,7 @@ def _entry(row: dict[str, str]) -> Entry:
 def _entries() -> dict[str, Entry]:
     with _TABLE.open(encoding='utf-8', newline='') as file:
         rows = [_entry(row) for row in csv.DictReader(file)]
-    return {_key(row.name): row for row in rows}
+    return {key(row.name): row for row in rows}
 
 
 def find(name: str) -> Entry | None:
@@ -50,7 +51,7 @@ def find(name: str) -> Entry | None:
     Raises:
         NotFound: the weights exist only in open_clip's own format; says which model to take instead.
     """
-    entry = _entries().get(_key(name))
+    entry = _entries().get(key(name))
     if entry is not None and not entry.loadable:
         raise NotFound(
             f'the model {name!r} is published only in the open_clip format ({entry.repository}), which transformers '

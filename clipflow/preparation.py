@@ -58,9 +58,10 @@ class Preparation:
         if doc.text:
             self._check_text(doc.text)
         elif doc.tensor is not None:
-            self._put(doc, pictures.from_tensor(doc.tensor, self._settings.max_pixels), thumbnail, keep)
+            self._picture(doc, pictures.from_tensor(doc.tensor, self._settings.max_pixels), thumbnail, keep)
         elif doc.blob or (doc.uri and not doc.chunks):
-            self._put(doc, self._decode(doc.blob or self._sources.read(doc.uri)), thumbnail, keep)
+            encoded = doc.blob or self._sources.read(doc.uri)
+            self._picture(doc, self._decode(encoded), thumbnail, keep, encoded)
         elif doc.chunks:
             self._prepare_parts(doc)
         elif needs_content:
@@ -75,11 +76,17 @@ class Preparation:
             raise TooLarge(f'the picture has {len(blob):,} bytes, more than {self._settings.max_bytes:,}')
         return pictures.decode(blob, self._settings.max_pixels, self._draft)
 
-    def _put(self, doc: Document, image: Image.Image, thumbnail: bool, keep: bool) -> None:
+    def _picture(
+        self, doc: Document, image: Image.Image, thumbnail: bool, keep: bool, encoded: bytes | None = None
+    ) -> None:
         if thumbnail:
             wire.attach(doc, wire.THUMBNAIL, blob=pictures.thumbnail(image))
         if keep and doc.content_type in ('blob', 'tensor'):
             wire.attach(doc, wire.ORIGINAL, **{doc.content_type: doc.content})
+        self._put(doc, image, encoded)
+
+    def _put(self, doc: Document, image: Image.Image, encoded: bytes | None) -> None:
+        """Give a Document what the encoder takes: `image` in the size of the model."""
         doc.tensor = pictures.prepare(image, self._spec.picture)
         doc.tags[wire.MODEL] = self._spec.fingerprint
 

@@ -17,6 +17,8 @@ from clipflow.errors import InvalidParameter, NotFound
 
 FAMILIES = ('clip', 'siglip', 'siglip2', 'chinese_clip', 'altclip', 'vision-text-dual-encoder')
 DEFAULT_SCALE = 100.0
+CLIP_SERVER = 'clip-server'
+"""Family of a model that clip-as-service runs, whose files are not ours. Its name is `clip-server::<name there>`."""
 _VOCABULARIES = ('tokenizer.json', 'vocab.json', 'vocab.txt', 'spiece.model', 'sentencepiece.bpe.model')
 _TOKENIZER_FILES = (
     'tokenizer.json',
@@ -74,6 +76,8 @@ def load_spec(model: str) -> ModelSpec:
         NotFound: it cannot be had; says what was tried and how to fetch it.
         InvalidParameter: the files are there, but damaged, of another kind, or only in pickle format.
     """
+    if model.startswith(f'{CLIP_SERVER}::'):
+        return _elsewhere(model.removeprefix(f'{CLIP_SERVER}::'))
     entry = None if Path(model).expanduser().is_dir() else catalogue.find(model)
     directory = _locate(model, entry.repository if entry else model)
     config = _json(directory / 'config.json')
@@ -103,10 +107,30 @@ def load_spec(model: str) -> ModelSpec:
     )
 
 
+def _elsewhere(name: str) -> ModelSpec:
+    """A model that clip-as-service runs: known by its name only, prepared there as all of its models are."""
+    if not name:
+        raise InvalidParameter(f"the model '{CLIP_SERVER}::' lacks its name, such as {CLIP_SERVER}::ViT-B-32::openai")
+    mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+    return ModelSpec(
+        name=name,
+        directory=Path(),
+        family=CLIP_SERVER,
+        fingerprint=hashlib.sha256(f'{CLIP_SERVER}::{name}'.encode()).hexdigest()[:16],
+        picture=PictureSpec(224, 224, 224, 3, mean, std),
+        context=77,
+        padding='longest',
+        scale=DEFAULT_SCALE,
+        activation='',
+    )
+
+
 def is_served(asked: str, spec: ModelSpec) -> bool:
     """Whether `asked` (from `/encode/<model>`) names the model of `spec`."""
     if asked in (spec.name, spec.directory.name):
         return True
+    if spec.family == CLIP_SERVER:  # which knows models that cannot be loaded here
+        return catalogue.key(asked) == catalogue.key(spec.name)
     one, other = catalogue.find(asked), catalogue.find(spec.name)
     return one is not None and other is not None and one.repository == other.repository
 

@@ -4,6 +4,7 @@ import hashlib
 import subprocess
 import sys
 import venv
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,14 +14,28 @@ from clipflow import ROOT
 
 def environment(name: str, requirements: Path) -> Path:
     """The interpreter of an environment with these requirements; the test is skipped where it cannot be installed."""
-    digest = hashlib.sha256(requirements.read_bytes() + sys.version.encode()).hexdigest()[:12]
-    folder = ROOT / '.cache' / f'{name}-{digest}'
-    interpreter = folder / 'bin' / 'python'
-    if not (folder / 'complete').exists():
+
+    def install(folder: Path) -> list[str]:
         venv.create(folder, with_pip=True, clear=True)
-        command = [str(interpreter), '-m', 'pip', 'install', '-q', '-r', str(requirements)]
-        made = subprocess.run(command, capture_output=True, text=True, check=False)
+        return [str(folder / 'bin' / 'python'), '-m', 'pip', 'install', '-q', '-r', str(requirements)]
+
+    return _made(name, requirements, install)
+
+
+def environment_by(name: str, script: Path) -> Path:
+    """As `environment`, but a script makes it in the folder that it is given."""
+    if not script.exists():
+        pytest.skip(f'the environment {name!r} cannot be installed here: there is no {script}')
+    return _made(name, script, lambda folder: [str(script), str(folder)])
+
+
+def _made(name: str, source: Path, install: Callable[[Path], list[str]]) -> Path:
+    digest = hashlib.sha256(source.read_bytes() + sys.version.encode()).hexdigest()[:12]
+    folder = ROOT / '.cache' / f'{name}-{digest}'
+    if not (folder / 'complete').exists():
+        made = subprocess.run(install(folder), capture_output=True, text=True, check=False)
         if made.returncode:
-            pytest.skip(f'the environment {name!r} cannot be installed here: {made.stderr.strip().splitlines()[-1]}')
+            reason = (made.stderr.strip().splitlines() or ['no reason given'])[-1]
+            pytest.skip(f'the environment {name!r} cannot be installed here: {reason}')
         (folder / 'complete').touch()
-    return interpreter
+    return folder / 'bin' / 'python'

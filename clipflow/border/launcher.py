@@ -153,7 +153,7 @@ def serve(path: Path, settings: GatewaySettings) -> None:
     flow = load_flow(path, settings)
     gateway = flow['gateway']
     for port in gateway.get('port', []):
-        _check_port(str(gateway.get('host', '127.0.0.1')), int(port))
+        check_port(str(gateway.get('host', '127.0.0.1')), int(port))
     stages = _stages(flow)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):  # after Jina is imported, which takes SIGINT for itself
@@ -250,7 +250,7 @@ def _stop(stages: list[Stage]) -> None:
             stage.wait(begun + seconds)
 
 
-def _check_port(host: str, port: int) -> None:
+def check_port(host: str, port: int) -> None:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -2,9 +2,14 @@
 
 import argparse
 import json
+import logging
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from clipflow.sessions.base import Session
+    from clipflow.weights import ModelSpec
 
 
 def add_commands(commands: Any) -> None:
@@ -14,9 +19,11 @@ def add_commands(commands: Any) -> None:
         help='write a model for another runtime',
         description='onnx: write both towers of the model (CLIPFLOW_MODEL) into the cache, where the runtimes "onnx" '
         'and "openvino" look for them, and measure how close each is to PyTorch. A service does this by itself at its '
-        'first start. triton: write a model repository for a Triton server, which the runtime "kserve" calls.',
+        'first start. tensorrt: build the engines of the runtime "tensorrt" for the GPU of this machine, which takes '
+        'minutes, and measure them. triton: write a model repository for a Triton server, which the runtime "kserve" '
+        'calls.',
     )
-    command.add_argument('format', choices=('onnx', 'triton'))
+    command.add_argument('format', choices=('onnx', 'tensorrt', 'triton'))
     command.add_argument(
         '--out', type=Path, default=Path('triton'), help='triton: the model repository (default: triton)'
     )
@@ -27,8 +34,7 @@ def add_commands(commands: Any) -> None:
     command.add_argument(
         '--precision',
         choices=('float32', 'float16', 'int8'),
-        default='float32',
-        help='of the files; those in float32 are always written too',
+        help='of the files; those in float32 are always written too (default: float32, for tensorrt float16)',
     )
     command.set_defaults(run=run)
 
@@ -37,7 +43,6 @@ def run(given: argparse.Namespace) -> int:
     """Export, compare, and print where the files are and how close they come."""
     from clipflow.sessions.base import Options
     from clipflow.sessions.export import exported, put
-    from clipflow.sessions.parity import compare
     from clipflow.sessions.registry import load, this_machine
     from clipflow.sessions.triton import Serving, write_repository
     from clipflow.settings import EncoderSettings
@@ -46,25 +51,52 @@ def run(given: argparse.Namespace) -> int:
     settings = EncoderSettings.load(**({'model': given.model} if given.model else {}))
     spec = load_spec(given.model or settings.model)
     cache = given.cache or settings.cache
-    directory = exported(spec, cache, given.precision)
+    if given.format == 'tensorrt':
+        return _build_engines(spec, given.precision or 'float16', cache)
+    precision = given.precision or 'float32'
+    directory = exported(spec, cache, precision)
     if given.format == 'triton':
         session = load('torch', spec, Options('cpu', 'float32', 1, False, cache))
-        serving = Serving(given.precision, given.gpu, given.instances)
+        serving = Serving(precision, given.gpu, given.instances)
         folders = write_repository(spec, cache, given.out, session.dimension, serving)
         print(f'{spec.name}: {", ".join(str(folder) for folder in folders)}')
         return 0
     print(f'{spec.name}: {directory}')
     installed = this_machine().packages
     ways = [('onnx', 'float32'), ('openvino', 'float32'), ('openvino', 'bfloat16')]
-    ways += [('onnx', given.precision)] if given.precision != 'float32' else []
+    ways += [('onnx', precision)] if precision != 'float32' else []
     reference = load('torch', spec, Options('cpu', 'float32', 1, False, cache))
-    report = {}
-    for runtime, precision in ways:
+    report: dict[str, Any] = {}
+    for runtime, number in ways:
         if runtime in installed:
-            session = load(runtime, spec, Options('cpu', precision, 1, False, cache))
-            found = compare(spec, session, reference)
-            report[f'{runtime} {precision}'] = {tower: asdict(one) for tower, one in found.items()}
-            shown = ', '.join(f'{tower} {one.worst:.6f} (mean {one.mean:.6f})' for tower, one in found.items())
-            print(f'  {runtime} {precision}: cosine to float32 torch at worst: {shown}')
+            session = load(runtime, spec, Options('cpu', number, 1, False, cache))
+            report |= _closeness(f'{runtime} {number}', spec, session, reference)
     put(directory / 'parity.json', (json.dumps(report, indent=2) + '\n').encode())
     return 0
+
+
+def _build_engines(spec: 'ModelSpec', precision: str, cache: Path) -> int:
+    from clipflow.sessions.base import Options
+    from clipflow.sessions.export import exported, put
+    from clipflow.sessions.registry import load
+
+    # The log tells how far a build is.
+    logging.basicConfig(format='%(message)s')
+    logging.getLogger('clipflow').setLevel(logging.INFO)
+    session = load('tensorrt', spec, Options('cuda', precision, 1, False, cache))
+    directory = exported(spec, cache, precision) / 'tensorrt'
+    print(f'{spec.name}: {directory}')
+    reference = load('torch', spec, Options('cpu', 'float32', 1, False, cache))
+    report = _closeness(f'tensorrt {precision}', spec, session, reference)
+    put(directory / 'parity.json', (json.dumps(report, indent=2) + '\n').encode())
+    return 0
+
+
+def _closeness(name: str, spec: 'ModelSpec', session: 'Session', reference: 'Session') -> dict[str, Any]:
+    """Print how close a session comes, and return it by its name."""
+    from clipflow.sessions.parity import compare
+
+    found = compare(spec, session, reference)
+    shown = ', '.join(f'{tower} {one.worst:.6f} (mean {one.mean:.6f})' for tower, one in found.items())
+    print(f'  {name}: cosine to float32 torch at worst: {shown}')
+    return {name: {tower: asdict(one) for tower, one in found.items()}}

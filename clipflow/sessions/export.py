@@ -46,7 +46,7 @@ def exported(spec: ModelSpec, cache: Path, precision: str = 'float32') -> Path:
         InvalidParameter: this model cannot be exported, or a package for it is missing.
     """
     directory = cache.expanduser() / 'exports' / f'{spec.fingerprint}-{FORMAT}'
-    with _locked(directory):
+    with locked(directory):
         if not (directory / 'export.json').exists():
             export(spec, directory)
         if not (directory / file_name(TEXT, precision)).exists():
@@ -146,7 +146,8 @@ def _quantise(directory: Path, tower: Tower) -> None:
 
 
 @contextlib.contextmanager
-def _locked(directory: Path) -> Iterator[None]:
+def locked(directory: Path) -> Iterator[None]:
+    """Hold the lock of a directory, which need not be there yet; faults of the disk become errors of ours."""
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(f'{directory}.lock', os.O_RDWR | os.O_CREAT, 0o600)

@@ -221,7 +221,7 @@ def open_session(
         )
         try:
             session = load(choice.runtime, spec, options)
-            return Opened(session, choice.why, (*warnings, *_faster(settings, choice, machine)))
+            return Opened(session, choice.why, (*warnings, *faster(settings, choice, machine)))
         except ClipflowError as error:
             if choice == choices[-1]:
                 raise
@@ -243,7 +243,7 @@ def load(runtime: str, spec: ModelSpec, options: Options) -> Session:
     return cast(Session, module.load(spec, options))
 
 
-def _faster(settings: EncoderSettings, choice: Choice, machine: Machine) -> tuple[str, ...]:
+def faster(settings: EncoderSettings, choice: Choice, machine: Machine) -> tuple[str, ...]:
     """Name what would be faster than what was chosen."""
     if machine.mps and settings.device == 'auto':
         return ('this machine has a GPU that was not measured: compare with CLIPFLOW_DEVICE=mps',)

@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import normalize
 
 from clipflow.errors import InvalidParameter
-from clipflow.weights import ModelSpec, PictureSpec
+from clipflow.weights import CLIP_SERVER, ModelSpec, PictureSpec
 
 FORMATS = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
 
@@ -57,7 +57,7 @@ class ImageTower(_Tower):
 
 
 class _FixedPositions(torch.nn.Module):
-    """The embeddings of SigLIP 2 for pictures of one size; transformers resizes the positions for each in every call."""
+    """The embeddings of SigLIP 2 for pictures of one size; transformers resizes the positions in every call."""
 
     _positions: torch.Tensor
 
@@ -96,6 +96,11 @@ def load_towers(spec: ModelSpec) -> tuple[ImageTower, TextTower]:
     """
     import transformers
 
+    if spec.family == CLIP_SERVER:
+        raise InvalidParameter(
+            f'the model {spec.name!r} runs in clip-as-service: serve flows/clip-server.yml, or set CLIPFLOW_MODEL to a '
+            'model without "clip-server::"'
+        )
     quiet: Any = transformers.utils.logging
     quiet.set_verbosity_error()
     quiet.disable_progress_bar()

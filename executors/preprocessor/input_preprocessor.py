@@ -4,9 +4,11 @@ from docarray import DocumentArray
 
 from clipflow import wire
 from clipflow.border.room import Room, endpoint
+from clipflow.elsewhere import PROBE, PassThrough
 from clipflow.errors import InvalidDocument
 from clipflow.preparation import Preparation
 from clipflow.settings import PreprocessorSettings
+from clipflow.weights import CLIP_SERVER
 from clipflow.wire import ClassifyParameters, EncodeParameters, Parameters, SearchParameters
 from clipflow.work import WorkQueue, share_of_cores
 
@@ -20,7 +22,8 @@ class InputPreprocessor(Room):
 
     def open(self) -> None:
         """See `Room`."""
-        self._preparation = Preparation(self.spec, self.settings)
+        self._elsewhere = self.spec.family == CLIP_SERVER
+        self._preparation = (PassThrough if self._elsewhere else Preparation)(self.spec, self.settings)
         self._threads = share_of_cores(self.settings.threads, self.replicas)
         self.work = WorkQueue(self.stage, self._threads, self.settings.queue_limit)
 
@@ -55,12 +58,17 @@ class InputPreprocessor(Room):
     async def rank(self, docs: DocumentArray, parameters: EncodeParameters) -> None:
         """`/rank`: the Documents and their matches."""
         both = DocumentArray([*docs, *(match for doc in docs for match in doc.matches)])
-        await self._prepare(both, parameters, needs_content=True, trust_embedding=True)
+        await self._prepare(both, parameters, needs_content=True, trust_embedding=not self._elsewhere)
+        for error in filter(None, map(wire.error_of, both if self._elsewhere else ())):
+            raise error  # clip-as-service ranks a request as a whole
 
     @endpoint('/status', parse=Parameters)
     async def tell(self, docs: DocumentArray, parameters: Parameters) -> DocumentArray:
         """`/status`."""
-        return self.status(docs, threads=self._threads, reads_files=bool(self.settings.file_roots))
+        reply = self.status(docs, threads=self._threads, reads_files=bool(self.settings.file_roots))
+        if self._elsewhere:
+            reply[0].text = PROBE
+        return reply
 
     async def _prepare(
         self,

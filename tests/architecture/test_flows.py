@@ -12,13 +12,15 @@ from clipflow.settings import EncoderSettings, GatewaySettings
 from .code import ROOT
 
 FLOWS = sorted((ROOT / 'flows').glob('*.yml'))
+FOREIGN = ROOT / 'flows' / 'clip-server.yml'
+"""Its encoder is not ours, and all stages have to know that."""
 
 
 def loaded(path: Path) -> dict[str, Any]:
     return load_flow(path, GatewaySettings.load())
 
 
-@pytest.mark.parametrize('path', FLOWS, ids=lambda path: path.stem)
+@pytest.mark.parametrize('path', [path for path in FLOWS if path != FOREIGN], ids=lambda path: path.stem)
 def test_a_variant_is_the_flow_with_another_encoder(path: Path) -> None:
     flow, variant = loaded(ROOT / 'flow.yml'), loaded(path)
     assert variant | {'executors': []} == flow | {'executors': []}
@@ -29,6 +31,22 @@ def test_a_variant_is_the_flow_with_another_encoder(path: Path) -> None:
     encoder = next(part for part in variant['executors'] if part['name'] == 'encoder')
     assert Path(encoder['uses']).is_file()
     EncoderSettings.load(**encoder.get('uses_with', {}))
+
+
+def test_the_foreign_encoder_stands_before_a_room_that_takes_its_vectors() -> None:
+    flow, variant = loaded(ROOT / 'flow.yml'), loaded(FOREIGN)
+    assert variant | {'executors': []} == flow | {'executors': []}
+    parts = {part['name']: part for part in variant['executors']}
+    assert list(parts) == ['preprocessor', 'clip_server', 'encoder', 'indexer', 'ranker']
+    foreign, taking = parts.pop('clip_server'), parts.pop('encoder')
+    assert foreign == {'name': 'clip_server', 'external': True, 'host': '127.0.0.1', 'port': foreign['port']}
+    assert Path(taking['uses']).parent.name == 'clip_server'
+    model = taking['uses_with']
+    for one in flow['executors']:
+        if one['name'] != 'encoder':
+            assert parts.pop(one['name']) == {**one, 'uses_with': model}
+    external = yaml.safe_load((ROOT / 'executors/clip_server/external/encoder.yml').read_text(encoding='utf-8'))
+    assert model == {'model': 'clip-server::' + external['with']['name']}
 
 
 @pytest.mark.parametrize('path', FLOWS, ids=lambda path: path.stem)

@@ -162,6 +162,7 @@ def requirements(file: str) -> list[tuple[str, str]]:
         'requirements-dev.txt',
         'executors/encoder/runtimes/onnx.txt',
         'executors/encoder/runtimes/openvino.txt',
+        'executors/encoder/runtimes/tensorrt.txt',
         'executors/encoder/runtimes/triton.txt',
     ],
 )

@@ -1,6 +1,7 @@
 """`/`, `/encode`, `/rank` and `/classify` through plain `jina.Client`."""
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from PIL import Image
 from clipflow import ROOT
 from clipflow.errors import InvalidParameter, ModelMismatch
 from clipflow.weights import load_spec
-from service import Service, error_codes, error_of, picture, png
+from service import Service, error_codes, error_of, picture, png, until
 
 
 @pytest.mark.parametrize('endpoint', ['/', '/encode', '/encode/clip-mini'])
@@ -196,3 +197,19 @@ def test_a_picture_that_is_turned_by_exif_is_encoded_upright(fake: Service) -> N
     upright.rotate(90, expand=True).save(out, 'PNG', exif=exif)
     plain = fake.one('/encode', Document(blob=png('red', (80, 60)))).embedding
     assert fake.one('/encode', Document(blob=out.getvalue())).embedding == pytest.approx(plain, abs=1e-5)
+
+
+@pytest.mark.parametrize('runtime', ['torch', 'onnx', 'openvino'])
+def test_towers_that_nobody_asks_are_freed_and_come_back(tmp_path: Path, runtime: str) -> None:
+    if runtime != 'torch':
+        pytest.importorskip(runtime, reason=f'the extra {runtime!r} is not installed')
+    with Service(tmp_path / 'workspace', {'RUNTIME': runtime, 'TOWER_TTL': '0.5', 'TEXT_CACHE': '0'}) as service:
+
+        def loaded() -> list[str]:
+            return list({doc.id: doc.tags for doc in service.post('/status')}['encoder']['loaded'])
+
+        first = service.one('/encode', Document(text='a cat')).embedding
+        until(lambda: loaded() == [], 30, 'both towers are freed')
+        assert np.array_equal(service.one('/encode', Document(text='a cat')).embedding, first)
+        assert 'image' not in loaded()
+        assert service.one('/encode', Document(blob=png('red'))).embedding is not None

@@ -72,4 +72,4 @@ def test_a_row_is_complete_and_sensible(row: dict[str, str]) -> None:
 
 
 def test_no_two_names_mean_the_same_row() -> None:
-    assert len({catalogue._key(row['name']) for row in ROWS}) == len(ROWS)
+    assert len({catalogue.key(row['name']) for row in ROWS}) == len(ROWS)

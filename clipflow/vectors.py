@@ -1,0 +1,38 @@
+"""Vectors of unit length, for which the inner product is the cosine."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipflow.errors import DimensionMismatch, InvalidDocument
+
+
+def unit_vector(embedding: Any, dimension: int | None = None) -> NDArray[np.float32]:
+    """An embedding that somebody else has made, brought to unit length.
+
+    Args:
+        embedding: numbers, [D].
+        dimension: D, if it is known.
+
+    Raises:
+        InvalidDocument: it is no vector, not finite, or zero.
+        DimensionMismatch: it has another D.
+    """
+    try:
+        vector = np.asarray(embedding, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise InvalidDocument('the embedding is not an array of numbers') from None
+    if vector.ndim != 1:
+        raise InvalidDocument(f'an embedding has one axis, not the shape {vector.shape}')
+    if dimension is not None and len(vector) != dimension:
+        raise DimensionMismatch(f'the embedding has {len(vector)} dimensions, the model has {dimension}')
+    length = float(np.linalg.norm(vector)) if np.isfinite(vector).all() else 0.0
+    if not np.isfinite(length) or length == 0:
+        raise InvalidDocument('the embedding has to be finite and other than zero')
+    return (vector / length).astype(np.float32)
+
+
+def normalised(vector: NDArray[np.floating]) -> NDArray[np.float32]:
+    """A vector that is not zero, [D], brought to unit length."""
+    return (vector / np.linalg.norm(vector)).astype(np.float32)
