@@ -12,6 +12,11 @@ from clipflow.sessions.export import exported, file_name
 from clipflow.weights import ModelSpec
 
 _HINTS = {'float32': 'f32', 'bfloat16': 'bf16'}
+_ITEMS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+_TOKENS = (4, 8, 12, 16, 20, 24, 28, 32, 48, 64)
+"""Sizes of a call; above the last, its multiples. OpenVINO keeps code and memory for every shape that it has met, 1 MB
+and more of each, for ever: with every number of texts and every length for a shape, a service would grow for days.
+"""
 
 
 def load(spec: ModelSpec, options: Options) -> 'OpenVinoSession':
@@ -32,6 +37,7 @@ class OpenVinoSession:
                 f'openvino computes in float32 or bfloat16 on the CPU, not in {options.precision} on {options.device}'
             )
         self._options = options
+        self._context = spec.context
         self._directory = exported(spec, options.cache)
         self._towers = Towers(self._tower)
         self._masked = len(self._towers[TEXT].input_tensors) > 1
@@ -62,12 +68,23 @@ class OpenVinoSession:
 
     def encode_images(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """See `base.Session`."""
-        return _vectors(self._towers[IMAGE], [pixels])
+        parts, start = [], 0
+        while start < len(pixels):
+            # In powers of two: a picture more costs much, a call more little.
+            size = 1 << (len(pixels) - start).bit_length() - 1
+            parts.append(_vectors(self._towers[IMAGE], [pixels[start : start + size]]))
+            start += size
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def encode_texts(self, ids: NDArray[np.int32], mask: NDArray[np.int32]) -> NDArray[np.float32]:
         """See `base.Session`."""
-        inputs = [ids.astype(np.int64), mask.astype(np.int64)]
-        return _vectors(self._towers[TEXT], inputs if self._masked else inputs[:1])
+        count, length = ids.shape
+        rows = ((0, _at_least(count, _ITEMS) - count), (0, 0))
+        tokens = ((0, 0), (0, min(_at_least(length, _TOKENS), self._context) - length))
+        # Behind a text comes what is masked, or, where there is no mask, its end token or padding once more.
+        inputs = [np.pad(ids.astype(np.int64), tokens, 'edge'), np.pad(mask.astype(np.int64), tokens)]
+        padded = [np.pad(array, rows, 'edge') for array in inputs]
+        return _vectors(self._towers[TEXT], padded if self._masked else padded[:1])[:count]
 
     def release(self, tower: Tower) -> None:
         """See `base.Session`."""
@@ -77,6 +94,11 @@ class OpenVinoSession:
         """See `base.Session`."""
         for tower in TOWERS:
             self.release(tower)
+
+
+def _at_least(size: int, steps: tuple[int, ...]) -> int:
+    """The next of `steps`, or of the multiples of the last."""
+    return next((step for step in steps if step >= size), -(-size // steps[-1]) * steps[-1])
 
 
 def _vectors(request: Any, inputs: list[NDArray[Any]]) -> NDArray[np.float32]:

@@ -135,3 +135,29 @@ def test_a_tower_that_loses_too_much_in_8_bits_stays_in_float32(
     session = opened('onnx', 'int8', spec, tmp_path)
     assert session.description['float32_towers'] == 'image, text'
     assert compare(spec, session, exact)['text'].worst > 0.999999
+
+
+def test_openvino_meets_few_shapes_whatever_it_is_asked(
+    spec_of: Callable[[str], ModelSpec], cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # It keeps memory for each of them; tests/crash/test_memory.py shows what becomes of that.
+    pytest.importorskip('openvino', reason="the extra 'openvino' is not installed")
+    from clipflow.sessions import openvino
+
+    met: set[tuple[int, ...]] = set()
+    original = openvino._vectors
+
+    def noted(request: Any, inputs: list[NDArray[Any]]) -> NDArray[np.float32]:
+        met.add(inputs[0].shape)
+        return original(request, inputs)
+
+    monkeypatch.setattr(openvino, '_vectors', noted)
+    session = opened('openvino', 'float32', spec_of('chinese_clip'), cache)
+    pixels, _, _ = probes(spec_of('chinese_clip'))
+    for count in range(1, 33):
+        assert len(session.encode_images(np.concatenate([pixels, pixels])[:count])) == count
+        for length in range(3, checkpoints.CONTEXT + 1):
+            ids = np.ones((count, length), np.int32)
+            assert len(session.encode_texts(ids, ids)) == count
+    assert len([shape for shape in met if len(shape) == 4]) <= 6
+    assert len([shape for shape in met if len(shape) == 2]) <= 10 * 10
