@@ -3,7 +3,7 @@ VENV ?= .venv
 PHOTOS ?=
 export VENV
 
-.PHONY: help setup setup-runtimes demo test unit check config clean
+.PHONY: help setup setup-runtimes demo test unit memory check config clean
 
 help:  ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1	/' | expand -t 24
@@ -22,6 +22,9 @@ test: setup-runtimes check  ## All tests
 
 unit: setup  ## The tests that start no service (under two minutes)
 	$(VENV)/bin/python -m pytest tests/unit tests/congruence tests/architecture
+
+memory: setup  ## Ten thousand requests through one service; "make test" sends fewer
+	REQUESTS=10000 $(VENV)/bin/python -m pytest tests/crash/test_memory.py
 
 check: setup  ## Format, lint and types
 	@scripts/check
