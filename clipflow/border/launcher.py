@@ -3,6 +3,7 @@
 `jina flow` itself never restarts a stage, leaves orphans when it is terminated, and asks public hosts for its address.
 """
 
+import contextlib
 import os
 import re
 import signal
@@ -262,5 +263,6 @@ def check_port(host: str, port: int) -> None:
 
 
 def say(sentence: str) -> None:
-    """One line for people, on standard error."""
-    print(f'clipflow: {sentence}', file=sys.stderr, flush=True)
+    """One line for people, on standard error. Where nobody listens any more, the work goes on."""
+    with contextlib.suppress(OSError):
+        print(f'clipflow: {sentence}', file=sys.stderr, flush=True)

@@ -1,5 +1,6 @@
 """Real processes are killed: what was acknowledged stays, what was deleted stays away, nothing is left over."""
 
+import os
 import random
 import signal
 import socket
@@ -182,3 +183,14 @@ def test_no_foreign_host_is_looked_up(tmp_path: Path, monkeypatch: pytest.Monkey
         client.index([Document(id='red', blob=png('red'))])
         assert [match.id for match in client.search(png('red'))] == ['red']
     assert not contacts.exists(), contacts.read_text()
+
+
+def test_a_service_whose_lines_nobody_reads_any_more_still_stops(tmp_path: Path) -> None:
+    service = Service(tmp_path / 'workspace', {'RUNTIME': 'fake'})
+    service.wait_for('clipflow: serving')
+    assert service.process.stderr is not None
+    # As after `clipflow serve 2>&1 | head`; the descriptor, because a thread of ours reads the file object.
+    os.dup2(os.open(os.devnull, os.O_RDONLY), service.process.stderr.fileno())
+    service.process.terminate()
+    assert service.process.wait(timeout=20) == 0
+    service.wait_until_gone(5)
