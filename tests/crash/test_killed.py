@@ -47,7 +47,7 @@ def test_an_indexer_that_is_killed_while_it_writes_loses_nothing_and_revives_not
             service.process.kill()
             service.process.wait()
             service.wait_until_gone(5)
-    assert len(stored) > 50
+    assert len(stored) > 100
     assert len(deleted) > 10
     assert failed > 0
 

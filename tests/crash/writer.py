@@ -35,12 +35,14 @@ class Writer:
 
     def _write(self) -> None:
         generator = np.random.default_rng(self._number)
+        answered = True
         for turn in itertools.count():
             if self._stop.is_set():
                 return
             ids = [f'{self._number}/{turn}/{i}' for i in range(_BATCH)]
             try:
-                if turn % _DELETE_EVERY == _DELETE_EVERY - 1 and self.stored:
+                # While a stage is away no delete is tried: what may be gone or not is nothing that can be checked.
+                if answered and turn % _DELETE_EVERY == _DELETE_EVERY - 1 and self.stored:
                     gone = sorted(self.stored)[:: max(1, len(self.stored) // 3)]
                     self.stored -= set(gone)  # while the answer is open
                     self._client.delete(gone)
@@ -52,7 +54,9 @@ class Writer:
                     reply = self._client.post('/index', DocumentArray(docs))
                     self.stored |= {doc.id for doc in reply if '__error__' not in doc.tags}
                 self.requests += 1
+                answered = True
             except ClipflowError as error:
+                answered = False
                 self.errors.append(error)
                 self._stop.wait(0.01)  # do not spin while a stage is away
 
