@@ -1,6 +1,5 @@
 """Second stage: content becomes embeddings. See README.md beside this file."""
 
-import contextlib
 import threading
 from collections.abc import Sequence
 
@@ -50,8 +49,11 @@ class ClipEncoder(Room):
     def _release_idle(self) -> None:
         ttl = self.settings.tower_ttl
         while not self._closing.wait(ttl / 4):
-            with contextlib.suppress(RuntimeError):  # the thread of the model has just ended
+            try:
                 self.work.do(lambda: self._embedder.release_idle(ttl))
+            except RuntimeError:
+                if not self._closing.is_set():  # else the thread of the model has just ended
+                    raise
 
     @endpoint('/', '/encode', parse=EncodeParameters)
     async def encode(self, docs: DocumentArray, parameters: EncodeParameters) -> None:
