@@ -11,6 +11,7 @@ from PIL import Image
 
 from clipflow import wire
 from clipflow.errors import Internal, InvalidDocument
+from clipflow.pictures import Filled
 from clipflow.preparation import Preparation
 from clipflow.vectors import unit_vector
 
@@ -34,7 +35,7 @@ class PassThrough(Preparation):
             doc.tags[_ASIDE] = {'text': doc.text or '', 'uri': doc.uri or ''}
             doc.pop('text', 'uri')
 
-    def _put(self, doc: Document, image: Image.Image, encoded: bytes | None) -> None:
+    def _put(self, doc: Document, image: Image.Image, filled: Filled, encoded: bytes | None) -> None:
         if encoded is None:
             buffer = io.BytesIO()
             image.save(buffer, 'PNG', compress_level=1)

@@ -9,31 +9,43 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from clipflow.errors import InvalidDocument, TooLarge, Undecodable, UnsupportedMedia
 from clipflow.weights import PictureSpec
 
 FORMATS = ('JPEG', 'PNG', 'WEBP', 'GIF', 'TIFF', 'BMP', 'DIB', 'ICO', 'PPM', 'JPEG2000', 'AVIF')
+Filled = tuple[float, float] | None
+"""How much of an image's width and height its picture fills, where that is not all."""
 THUMBNAIL_SIDE = 256
 _THUMBNAIL_QUALITY = 75
 _PILLOWS_LIMIT = 10_000_000
 _LONGEST_STRIP = 50
 
 _DAMAGED = (OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, ArithmeticError, RuntimeError)
+_METADATA = (OSError, ValueError, SyntaxError, TypeError, KeyError, IndexError, ZeroDivisionError, OverflowError)
 
 # The limit is ours (max_pixels, checked before decoding); Pillow only warns between one and two times its own.
 warnings.simplefilter('ignore', Image.DecompressionBombWarning)
 Image.init()  # all plug-ins at once: asking for a format whose plug-in is not loaded is a KeyError
 
 
-def decode(blob: bytes, max_pixels: int, draft: int | None = None) -> Image.Image:
+def decode(blob: bytes, max_pixels: int) -> Image.Image:
+    """`decode_for` a use that needs every pixel."""
+    return decode_for(None, blob, max_pixels)[0]
+
+
+def decode_for(side: int | None, blob: bytes, max_pixels: int) -> tuple[Image.Image, Filled]:
     """Decode the first frame, upright, in RGB.
 
     Args:
+        side: if given, a JPEG may be decoded at a fraction of its size whose shorter side is still at least this.
         blob: an encoded picture; its content decides the format, not its name.
         max_pixels: largest width times height.
-        draft: if given, a JPEG may be decoded at a fraction of its size whose shorter side is still at least this.
+
+    Returns:
+        The picture, and how much it fills: a JPEG of 1025 pixels decoded at a half fills 512.5 of 513. `prepare`
+        needs it to put every pixel where it belongs.
 
     Raises:
         TooLarge: more pixels than allowed, judged by the header.
@@ -46,9 +58,7 @@ def decode(blob: bytes, max_pixels: int, draft: int | None = None) -> Image.Imag
         image = Image.open(io.BytesIO(blob), formats=FORMATS)
         if image.width * image.height > max_pixels:
             raise TooLarge(_too_many(f'has {image.width} x {image.height}', max_pixels))
-        if draft is not None and image.format in ('JPEG', 'MPO'):
-            shorter = min(image.size)
-            image.draft(None, tuple(side * draft // shorter for side in image.size))  # type: ignore[arg-type]
+        filled = _draft(image, side) if side is not None and image.format in ('JPEG', 'MPO') else None
         image.load()
     except Image.DecompressionBombError:
         raise TooLarge(_too_many('claims far too many', max_pixels)) from None
@@ -61,7 +71,26 @@ def decode(blob: bytes, max_pixels: int, draft: int | None = None) -> Image.Imag
     except _DAMAGED as error:
         # What Pillow's plug-ins raise on damaged files differs from release to release.
         raise Undecodable(f'the picture is damaged: {str(error)[:120] or type(error).__name__}') from None
-    return _rgb(_upright(image))
+    return _rgb(_upright(image)), filled
+
+
+def _draft(image: Image.Image, side: int) -> Filled:
+    """Have a JPEG decoded at an eighth, a quarter or a half; returns what it will fill, if not whole pixels."""
+    width, height = image.size
+    scale = next((scale for scale in (8, 4, 2) if min(width, height) // scale >= side), 1)
+    whole = width % scale == 0 == height % scale
+    if scale == 1 or not (whole or _orientation(image) == 1):
+        # Turned, the pixel that is filled in part would come first. Cameras' sides divide by eight: a rare case.
+        return None
+    image.draft(None, (width // scale, height // scale))
+    return None if whole else (width / scale, height / scale)
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except _METADATA:
+        return 1
 
 
 def _too_many(size: str, max_pixels: int) -> str:
@@ -71,7 +100,7 @@ def _too_many(size: str, max_pixels: int) -> str:
 def _upright(image: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image) or image
-    except (OSError, ValueError, SyntaxError, TypeError, KeyError, IndexError, ZeroDivisionError, OverflowError):
+    except _METADATA:
         # Broken metadata says nothing about the orientation: the pixels stand as they are.
         return image
 
@@ -123,21 +152,29 @@ def from_tensor(tensor: Any, max_pixels: int) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(array.astype(np.uint8)))
 
 
-def prepare(image: Image.Image, spec: PictureSpec) -> NDArray[np.uint8]:
+def prepare(image: Image.Image, spec: PictureSpec, filled: Filled = None) -> NDArray[np.uint8]:
     """Resize and crop as the checkpoint's own processor does; uint8, shape (height, width, 3), RGB.
+
+    Args:
+        image: upright, in RGB.
+        spec: of the checkpoint.
+        filled: as `decode_for` gives it.
 
     The rounding follows transformers' CLIPImageProcessor: the longer side and the crop's corner round down.
     """
     resample = Image.Resampling(spec.resample)
+    filled = filled or image.size
     if spec.resize_shortest is None:
-        image = image.resize((spec.width, spec.height), resample)
+        image = image.resize((spec.width, spec.height), resample, (0, 0, *filled))
     else:
-        shorter = min(image.size)
+        shorter = min(filled)
         if max(image.size) > _LONGEST_STRIP * shorter:
             # Only the middle will be seen; the whole strip, a pixel wide perhaps, would be enlarged to gigabytes.
-            image = _middle(image, *(min(side, _LONGEST_STRIP * shorter) for side in image.size))
-        width, height = (max(1, int(spec.resize_shortest * side / shorter)) for side in image.size)
-        image = image.resize((width, height), resample)
+            image = _middle(image, *(int(min(side, _LONGEST_STRIP * shorter)) for side in image.size))
+            filled = image.size
+            shorter = min(filled)
+        width, height = (max(1, int(spec.resize_shortest * side / shorter)) for side in filled)
+        image = image.resize((width, height), resample, (0, 0, *filled))
         image = _middle(image, spec.width, spec.height)
     return np.asarray(image)
 

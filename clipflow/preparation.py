@@ -6,6 +6,7 @@ from PIL import Image
 
 from clipflow import pictures, wire
 from clipflow.errors import ClipflowError, InvalidDocument, ModelMismatch, TooLarge
+from clipflow.pictures import Filled
 from clipflow.settings import PreprocessorSettings
 from clipflow.sources import Sources
 from clipflow.weights import ModelSpec
@@ -58,10 +59,12 @@ class Preparation:
         if doc.text:
             self._check_text(doc.text)
         elif doc.tensor is not None:
-            self._picture(doc, pictures.from_tensor(doc.tensor, self._settings.max_pixels), thumbnail, keep)
+            self._picture(
+                doc, pictures.from_tensor(doc.tensor, self._settings.max_pixels), thumbnail=thumbnail, keep=keep
+            )
         elif doc.blob or (doc.uri and not doc.chunks):
             encoded = doc.blob or self._sources.read(doc.uri)
-            self._picture(doc, self._decode(encoded), thumbnail, keep, encoded)
+            self._picture(doc, *self._decode(encoded), thumbnail=thumbnail, keep=keep, encoded=encoded)
         elif doc.chunks:
             self._prepare_parts(doc)
         elif needs_content:
@@ -71,23 +74,30 @@ class Preparation:
         if len(text) > self._settings.max_characters:
             raise TooLarge(f'the text has {len(text):,} characters, more than {self._settings.max_characters:,}')
 
-    def _decode(self, blob: bytes) -> Image.Image:
+    def _decode(self, blob: bytes) -> tuple[Image.Image, Filled]:
         if len(blob) > self._settings.max_bytes:
             raise TooLarge(f'the picture has {len(blob):,} bytes, more than {self._settings.max_bytes:,}')
-        return pictures.decode(blob, self._settings.max_pixels, self._draft)
+        return pictures.decode_for(self._draft, blob, self._settings.max_pixels)
 
     def _picture(
-        self, doc: Document, image: Image.Image, thumbnail: bool, keep: bool, encoded: bytes | None = None
+        self,
+        doc: Document,
+        image: Image.Image,
+        filled: Filled = None,
+        *,
+        thumbnail: bool,
+        keep: bool,
+        encoded: bytes | None = None,
     ) -> None:
         if thumbnail:
             wire.attach(doc, wire.THUMBNAIL, blob=pictures.thumbnail(image))
         if keep and doc.content_type in ('blob', 'tensor'):
             wire.attach(doc, wire.ORIGINAL, **{doc.content_type: doc.content})
-        self._put(doc, image, encoded)
+        self._put(doc, image, filled, encoded)
 
-    def _put(self, doc: Document, image: Image.Image, encoded: bytes | None) -> None:
+    def _put(self, doc: Document, image: Image.Image, filled: Filled, encoded: bytes | None) -> None:
         """Give a Document what the encoder takes: `image` in the size of the model."""
-        doc.tensor = pictures.prepare(image, self._spec.picture)
+        doc.tensor = pictures.prepare(image, self._spec.picture, filled)
         doc.tags[wire.MODEL] = self._spec.fingerprint
 
     def _prepare_parts(self, doc: Document) -> None:

@@ -26,7 +26,7 @@ ALLOWED: dict[str, set[str]] = {
     'sessions': {'errors', 'settings', 'weights', 'tokens'},
     'batching': {'errors', 'wire', 'cache', 'weights', 'tokens', 'preparation', 'vectors', 'sessions'},
     'classify': {'wire', 'batching'},
-    'elsewhere': {'errors', 'wire', 'preparation', 'vectors'},
+    'elsewhere': {'pictures', 'errors', 'wire', 'preparation', 'vectors'},
     'store': {'errors', 'filters'},
     'records': {'wire', 'store'},
     'index': {'filters', 'store'},

@@ -19,7 +19,7 @@ from PIL import Image, features
 
 from clipflow import ROOT, pictures
 from clipflow.errors import ClipflowError, InvalidDocument, TooLarge, Undecodable, UnsupportedMedia
-from clipflow.pictures import decode, from_tensor, prepare, thumbnail
+from clipflow.pictures import decode, decode_for, from_tensor, prepare, thumbnail
 from clipflow.weights import PictureSpec
 
 LIMIT = 100_000_000
@@ -83,7 +83,7 @@ def test_a_picture_that_is_decoded_at_a_fraction_stands_upright_as_well(orientat
     exif = Image.Exif()
     exif[0x0112] = orientation
     large = asymmetric().repeat(20, axis=0).repeat(20, axis=1)
-    shown = decode(encoded(Image.fromarray(large), 'JPEG', exif=exif), LIMIT, draft=64)
+    shown, _ = decode_for(64, encoded(Image.fromarray(large), 'JPEG', exif=exif), LIMIT)
     expected = Image.fromarray(np.ascontiguousarray(SHOWN[orientation](asymmetric()))).resize(shown.size, 0)
     assert max(shown.size) < max(large.shape)
     assert np.abs(np.asarray(shown).astype(int) - np.asarray(expected)).mean() < 10
@@ -149,14 +149,14 @@ def test_of_an_animation_the_first_frame_counts(kind: str) -> None:
 
 def test_a_jpeg_decoded_at_a_fraction_gives_nearly_the_same_input() -> None:
     blob = encoded(smooth(2000, 1500), 'JPEG', quality=90)
-    draft = decode(blob, LIMIT, draft=512)
+    draft, _ = decode_for(512, blob, LIMIT)
     assert 512 <= min(draft.size) < 1500
     whole, quick = (prepare(image, SPEC).astype(int) for image in (decode(blob, LIMIT), draft))
     assert np.abs(whole - quick).mean() < 1.5
 
 
 def test_a_small_jpeg_is_decoded_whole() -> None:
-    assert decode(encoded(smooth(300, 200), 'JPEG'), LIMIT, draft=512).size == (300, 200)
+    assert decode_for(512, encoded(smooth(300, 200), 'JPEG'), LIMIT)[0].size == (300, 200)
 
 
 def png_that_claims(width: int, height: int) -> bytes:
@@ -200,7 +200,7 @@ FORMATS = {
 def survives(blob: bytes) -> None:
     """Only a picture or one of our errors may come out."""
     try:
-        assert decode(blob, 1_000_000, draft=16).mode == 'RGB'
+        assert decode_for(16, blob, 1_000_000)[0].mode == 'RGB'
     except ClipflowError as error:
         if error.status not in (413, 415, 422):
             raise
@@ -377,13 +377,13 @@ def test_awkward_files_come_out_as_their_table_demands(name: str, accepted: bool
         (member,) = (entry for entry in archive.namelist() if Path(entry).name == name)
         blob = archive.read(member)
     if accepted:
-        image = decode(blob, LIMIT, draft)
+        image, _ = decode_for(draft, blob, LIMIT)
         assert image.mode == 'RGB'
         assert prepare(image, SPEC).shape == (224, 224, 3)
         assert thumbnail(image)
     else:
         with pytest.raises((TooLarge, Undecodable, UnsupportedMedia)):
-            decode(blob, LIMIT, draft)
+            decode_for(draft, blob, LIMIT)
 
 
 def test_all_69_awkward_files_are_looked_at() -> None:
