@@ -158,6 +158,7 @@ def latency(archive: Path, rounds: int, model: str | None) -> None:
         stages: dict[str, list[list[float]]] = {}
         for _ in range(rounds):
             for name, call in calls.items():
+                web.close()  # the server hangs up on a connection that was quiet during the other calls
                 taken[name].append(timed(call, CALLS))
             for stage, times in _by_stage(jina, text).items():
                 stages.setdefault(stage, []).append(times)

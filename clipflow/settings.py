@@ -150,8 +150,25 @@ class IndexerSettings(RoomSettings):
     workspace: Path = Field(
         ROOT / 'workspace', description='Directory of the stored documents; `workspace/` beside flow.yml.'
     )
-    index_kind: Literal['auto', 'flat'] = Field('auto', description='Kind of index; `auto` is flat (exact).')
-
+    index_kind: str = Field(
+        'auto',
+        description='Kind of index: `auto`, `flat` (exact), `hnsw`, `ivf`, `ivfpq`, or a factory string of FAISS '
+        'such as `IVF1024,SQ8` ([indexer](indexer.md)).',
+    )
+    index_vectors: Literal['auto', 'float32', 'float16', 'int8'] = Field(
+        'auto',
+        description='Number format of the vectors in memory, for `auto`, `hnsw` and `ivf`; on disk always float32.',
+    )
+    index_memory: int = Field(
+        0, ge=0, description='Bytes that the vectors may take in memory; 0: half of the memory of the machine.'
+    )
+    index_recall: float = Field(
+        0.98, gt=0, le=1, description='Share of the true ten best that a search is to find; the effort is tuned to it.'
+    )
+    snapshot_changes: int = Field(
+        100_000, ge=1, description='Changes after which the index is written to disk for a quick start.'
+    )
+    snapshot_seconds: float = Field(3600.0, gt=0, description='Seconds after a change, at most, until it is.')
     mix_precisions: bool = Field(
         False, description='Allow vectors that were made in int8 beside others; their scores are not quite comparable.'
     )

@@ -117,7 +117,7 @@ class _Page(_Filtered):
 
 
 class SearchParameters(EncodeParameters, _Page):
-    """`/search`. `rerank`, `nprobe` and `ef_search` mean nothing to an exact index and are accepted."""
+    """`/search`. `nprobe` and `ef_search` mean nothing to an exact index and are accepted, `rerank` to all."""
 
     min_score: float | None = Field(None, ge=-1, le=1)
     group_by: str | None = Field(None, min_length=1)
@@ -181,6 +181,7 @@ ENDPOINTS: dict[str, type[Parameters]] = {
     '/get': GetParameters,
     '/status': Parameters,
     '/clear': Parameters,
+    '/snapshot': Parameters,
 }
 NEED_CONTENT = ('/index', '/search', '/classify')
 

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipflow.filters import Filter
-from clipflow.index.base import VectorIndex
-from clipflow.index.flat import FlatIndex
+from clipflow.index.base import Effort, VectorIndex
+from clipflow.index.choice import Wanted
+from clipflow.index.keeper import Keeper, Snapshots
 from clipflow.store.sqlite import Record, Store
 
 _DECIMALS = 6
@@ -27,6 +28,7 @@ class Query:
     group_by: str | None = None
     thumbnails: bool = False
     vectors: bool = False
+    effort: Effort | None = None
 
 
 @dataclass(frozen=True)
@@ -39,29 +41,27 @@ class Hit:
 
 
 class LiveIndex:
-    """Store and vectors as one. Thread-safe: writes are in turn, searches wait only while vectors change."""
+    """Store and vectors as one. Thread-safe: writes are in turn, searches do not wait for them.
 
-    def __init__(self, store: Store) -> None:
+    Args:
+        store: the truth.
+        wanted: the kind of index.
+        snapshots: when the index is written to disk by itself.
+    """
+
+    def __init__(self, store: Store, wanted: Wanted | None = None, snapshots: Snapshots | None = None) -> None:
         self.store = store
         self._writing = threading.Lock()
-        self._searching = threading.Lock()
-        self._index: VectorIndex | None = None
         self._precision = store.precision() or 'float'  # a store of before this was kept holds floats
-        for keys, vectors in store.vectors():
-            self._vectors(vectors.shape[1]).put(keys, vectors)
+        self.keeper = Keeper(store, wanted or Wanted(), snapshots or Snapshots())
 
     def __len__(self) -> int:
-        return len(self._index) if self._index is not None else 0
+        return len(self.keeper.index) if self.keeper.index is not None else 0
 
     @property
     def precision(self) -> str:
         """What the vectors were made with: float or int8; empty without documents."""
         return self._precision if len(self) else ''
-
-    def _vectors(self, dimension: int) -> VectorIndex:
-        if self._index is None:
-            self._index = FlatIndex(dimension)
-        return self._index
 
     def upsert(self, records: Sequence[Record], precision: str = 'float', *, mixed: bool = False) -> None:
         """Store records; on return they are on disk and searchable. See `Store.upsert`."""
@@ -72,26 +72,20 @@ class LiveIndex:
             if not len(self):
                 self._precision = precision
             matrix = np.stack([record.vector for record in records if record.vector is not None])
-            with self._searching:
-                self._vectors(matrix.shape[1]).put(keys, matrix)
+            self.keeper.put(keys, matrix)
 
     def delete(self, ids: Sequence[str] = (), matching: Filter | None = None) -> int:
         """Delete by ids or filter; on return they are gone from disk and from results. Returns the count."""
         with self._writing:
             keys = self.store.delete(ids, matching)
-            with self._searching:
-                if self._index is not None:
-                    self._index.remove(keys)
-                    # An empty store takes vectors of any size; so does this.
-                    self._index = self._index if len(self._index) else None
+            self.keeper.remove(keys)
             return len(keys)
 
     def clear(self) -> int:
         """Delete everything; returns the count."""
         with self._writing:
             count = self.store.clear()
-            with self._searching:
-                self._index = None
+            self.keeper.clear()
             return count
 
     def search(self, queries: NDArray[np.float32], query: Query) -> list[list[Hit]]:
@@ -104,10 +98,10 @@ class LiveIndex:
     def _hits(
         self, queries: NDArray[np.float32], count: int, allowed: NDArray[np.int64] | None, query: Query
     ) -> list[list[Hit]]:
-        with self._searching:
-            ranked = self._index.search(queries, count, allowed) if self._index is not None else []
-        if not ranked:
+        index: VectorIndex | None = self.keeper.index
+        if index is None:
             return [[] for _ in queries]
+        ranked = index.search(queries, count, allowed, query.effort)
         wanted = {int(key) for keys, _ in ranked for key in keys}
         records = self.store.by_keys(sorted(wanted), thumbnails=query.thumbnails, vectors=query.vectors)
         result = []
@@ -135,12 +129,12 @@ class LiveIndex:
 
     def status(self) -> dict[str, Any]:
         """For /status."""
-        return {
-            'kind': 'flat',
-            'why': 'exact; the only kind so far',
-            'documents': len(self),
-            'vectors': self.precision,
-        }
+        return {'documents': len(self), 'vectors': self.precision, **self.keeper.status()}
+
+    def close(self) -> None:
+        """Stop the work in the background and close the store; once more does nothing."""
+        self.keeper.close()
+        self.store.close()
 
 
 def _group(record: Record, path: str) -> str:

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from clipflow.index.base import TIE, Ranked
+from clipflow.index.base import TIE, Effort, Ranked
 
 
 class ReferenceIndex:
@@ -24,7 +24,13 @@ class ReferenceIndex:
         for key in keys.tolist():
             self._vectors.pop(key, None)
 
-    def search(self, queries: NDArray[np.float32], limit: int, allowed: NDArray[np.int64] | None) -> list[Ranked]:
+    def search(
+        self,
+        queries: NDArray[np.float32],
+        limit: int,
+        allowed: NDArray[np.int64] | None = None,
+        effort: Effort | None = None,
+    ) -> list[Ranked]:
         """See `base.VectorIndex`."""
         keys = [key for key in self._vectors if allowed is None or key in set(allowed.tolist())]
         if not keys or limit < 1:

@@ -5,6 +5,7 @@ One process writes (a lock file), through one connection; every thread reads thr
 
 import fcntl
 import itertools
+import json
 import os
 import sqlite3
 import threading
@@ -59,6 +60,9 @@ class Record:
     key: int = 0
 
 
+KeysAndVectors = tuple[NDArray[np.int64], NDArray[np.float32]]
+
+
 @contextmanager
 def _translated() -> Iterator[None]:
     try:
@@ -106,8 +110,9 @@ class Store:
         found = meta.get('fingerprint')
         if found is None or self.count() == 0:
             with self._transaction() as db:
-                db.execute('DELETE FROM meta')
-                db.executemany('INSERT INTO meta VALUES (?, ?)', [('fingerprint', fingerprint), ('model', model)])
+                db.execute("DELETE FROM meta WHERE name = 'precision'")
+                rows = [('fingerprint', fingerprint), ('model', model)]
+                db.executemany('INSERT OR REPLACE INTO meta VALUES (?, ?)', rows)
         elif found != fingerprint:
             raise ModelMismatch(
                 f'the vectors in {self.directory} were made with the model {meta.get("model")!r} ({found}), not with '
@@ -137,6 +142,15 @@ class Store:
             found: list[Any] = self._local.db.execute(sql, parameters).fetchall()
             return found
 
+    @property
+    def name(self) -> str:
+        """Tells this database from others, also from one that was put in its place."""
+        return self._meta()['store']
+
+    def last_sequence(self) -> int:
+        """Number of the latest change that gave a document a number."""
+        return int(self._meta()['sequence'])
+
     def upsert(self, records: Sequence[Record], precision: str = 'float', *, mixed: bool = False) -> NDArray[np.int64]:
         """Store all records in one transaction; returns their keys, [N]. Durable on return.
 
@@ -152,7 +166,7 @@ class Store:
         keys = []
         with self._transaction() as db:
             self._check_precision(db, precision, mixed)
-            sequence = self._next_sequence(db)
+            sequence = self._sequence(db, len(records))
             for record in records:
                 assert record.vector is not None
                 blob = record.vector.astype(np.float32).tobytes()
@@ -187,14 +201,16 @@ class Store:
         if row and row[0] != size:
             raise DimensionMismatch(f'the store holds vectors of {row[0] // 4} dimensions, not of {size // 4}')
 
-    def _next_sequence(self, db: sqlite3.Connection) -> Iterator[int]:
-        row = db.execute('SELECT coalesce(max(sequence), 0) FROM documents').fetchone()
-        return itertools.count(int(row[0]) + 1)
+    def _sequence(self, db: sqlite3.Connection, count: int) -> Iterator[int]:
+        """The next numbers of changes."""
+        sql = "UPDATE meta SET value = CAST(value AS INTEGER) + ? WHERE name = 'sequence' RETURNING value"
+        last = int(db.execute(sql, (count,)).fetchone()[0])
+        return iter(range(last - count + 1, last + 1))
 
     def merge_tags(self, patches: Sequence[tuple[str, str]]) -> list[bool]:
         """Merge JSON objects into the tags of ids (RFC 7396: null removes a key); tells which ids exist."""
         with self._transaction() as db:
-            sequence = self._next_sequence(db)
+            sequence = self._sequence(db, len(patches))
             return [
                 db.execute(
                     'UPDATE documents SET tags = json_patch(tags, ?), sequence = ? WHERE id = ?',
@@ -256,15 +272,37 @@ class Store:
         rows = self._read(f'SELECT key FROM documents WHERE {matching.sql}', matching.parameters)
         return np.fromiter((row[0] for row in rows), dtype=np.int64, count=len(rows))
 
-    def vectors(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-        """All keys and vectors, in blocks of [n] and [n, D]."""
+    def vectors(self, step: int = 1) -> Iterator[KeysAndVectors]:
+        """All keys and vectors, or those whose key `step` divides, in blocks of [n] and [n, D]."""
         last = 0
-        while rows := self._read(
-            'SELECT key, vector FROM documents WHERE key > ? ORDER BY key LIMIT ?', (last, _ROWS_PER_READ)
-        ):
+        sql = 'SELECT key, vector FROM documents WHERE key > ? AND key % ? = 0 ORDER BY key LIMIT ?'
+        while rows := self._read(sql, (last, step, _ROWS_PER_READ)):
             last = rows[-1][0]
-            matrix = np.frombuffer(b''.join(row[1] for row in rows), dtype=np.float32).reshape(len(rows), -1)
-            yield np.array([row[0] for row in rows], dtype=np.int64), matrix
+            yield _matrix(rows)
+
+    def vectors_since(self, sequence: int) -> Iterator[KeysAndVectors]:
+        """Keys and vectors of documents that were changed after `sequence`, in blocks, oldest change first."""
+        sql = 'SELECT key, vector, sequence FROM documents WHERE sequence > ? ORDER BY sequence LIMIT ?'
+        while rows := self._read(sql, (sequence, _ROWS_PER_READ)):
+            sequence = rows[-1][2]
+            yield _matrix(rows)
+
+    def vectors_of(self, keys: NDArray[np.int64]) -> KeysAndVectors:
+        """Of [N] keys those that exist, [n], and their vectors, [n, D]."""
+        # One text for any number of keys, so that SQLite prepares it once.
+        sql = 'SELECT key, vector FROM documents WHERE key IN (SELECT value FROM json_each(?))'
+        return _matrix(self._read(sql, (json.dumps(keys.tolist()),)))
+
+    def keys(self) -> NDArray[np.int64]:
+        """All keys, ascending, [N]."""
+        # As one text: a million rows as Python objects take four times as long.
+        text = self._read('SELECT group_concat(key) FROM documents INDEXED BY documents_by_sequence')[0][0]
+        return np.sort(np.fromstring(text or '', dtype=np.int64, sep=','))
+
+    def dimension(self) -> int:
+        """Of the vectors; 0 without documents."""
+        row = self._read('SELECT length(vector) / 4 FROM documents LIMIT 1')
+        return int(row[0][0]) if row else 0
 
     def count(self) -> int:
         """Number of documents."""
@@ -279,6 +317,13 @@ class Store:
             if self._lock_file is not None:
                 os.close(self._lock_file)
                 self._lock_file = None
+
+
+def _matrix(rows: Sequence[Any]) -> KeysAndVectors:
+    if not rows:
+        return np.empty(0, np.int64), np.empty((0, 0), np.float32)
+    matrix = np.frombuffer(b''.join(row[1] for row in rows), dtype=np.float32).reshape(len(rows), -1)
+    return np.array([row[0] for row in rows], dtype=np.int64), matrix
 
 
 def other_precision(stored: str, given: str) -> ModelMismatch:

@@ -8,6 +8,10 @@ from clipflow import wire
 from clipflow.border.room import Room, endpoint
 from clipflow.errors import InvalidDocument, InvalidParameter, ModelMismatch, NotFound
 from clipflow.filters import compile_filter
+from clipflow.index.approximate import check_kind
+from clipflow.index.base import Effort
+from clipflow.index.choice import Wanted, memory_for_vectors
+from clipflow.index.keeper import Snapshots
 from clipflow.index.live import Hit, LiveIndex, Query
 from clipflow.records import document_of, record_of
 from clipflow.settings import IndexerSettings
@@ -26,7 +30,12 @@ class VectorIndexer(Room):
     def open(self) -> None:
         """See `Room`: take the workspace and read its vectors."""
         directory = self.settings.workspace / self.stage / str(max(0, self.runtime_args.shard_id))
-        self._index = LiveIndex(Store(directory, self.spec.fingerprint, self.spec.name))
+        settings = self.settings
+        memory = settings.index_memory or memory_for_vectors()
+        wanted = Wanted(settings.index_kind, settings.index_vectors, memory, settings.index_recall)
+        store = Store(directory, self.spec.fingerprint, self.spec.name)
+        check_kind(settings.index_kind, store.dimension())
+        self._index = LiveIndex(store, wanted, Snapshots(settings.snapshot_changes, settings.snapshot_seconds))
         self.work = WorkQueue(self.stage, share_of_cores(0, self.replicas), self.settings.queue_limit)
         self.log.info('%d documents in %s', len(self._index), directory)
 
@@ -72,6 +81,11 @@ class VectorIndexer(Room):
     async def clear(self, docs: DocumentArray, parameters: Parameters) -> DocumentArray:
         """`/clear`: delete everything."""
         return wire.result_document(self.stage, {'deleted': await self.work.run(parameters, self._index.clear)})
+
+    @endpoint('/snapshot', parse=Parameters)
+    async def snapshot(self, docs: DocumentArray, parameters: Parameters) -> DocumentArray:
+        """`/snapshot`: write the index to disk for a quick start."""
+        return wire.result_document(self.stage, await self.work.run(parameters, self._index.keeper.snapshot))
 
     @endpoint('/search', parse=SearchParameters)
     async def search(self, docs: DocumentArray, parameters: SearchParameters) -> None:
@@ -133,7 +147,7 @@ class VectorIndexer(Room):
         """See `Room`."""
         super().close()
         if hasattr(self, '_index'):
-            self._index.store.close()
+            self._index.close()
 
 
 def _query(parameters: SearchParameters) -> Query:
@@ -144,6 +158,7 @@ def _query(parameters: SearchParameters) -> Query:
         group_by=parameters.group_by,
         thumbnails='thumbnail' in parameters.include,
         vectors='embedding' in parameters.include,
+        effort=Effort(parameters.nprobe, parameters.ef_search),
     )
 
 

@@ -29,7 +29,7 @@ ALLOWED: dict[str, set[str]] = {
     'elsewhere': {'pictures', 'errors', 'wire', 'preparation', 'vectors'},
     'store': {'errors', 'filters'},
     'records': {'wire', 'store'},
-    'index': {'filters', 'store'},
+    'index': {'errors', 'filters', 'store'},
     'rank': {'errors', 'wire'},
     'web': {'errors', 'settings', 'wire'},
     'border': {'errors', 'settings', 'wire', 'work', 'logs', 'weights'},

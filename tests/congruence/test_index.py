@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from numpy.typing import NDArray
 
 from clipflow.filters import compile_filter
-from clipflow.index.flat import FlatIndex
+from clipflow.index.layered import LayeredIndex
 from clipflow.index.live import Hit, LiveIndex, Query
 from clipflow.index.reference import ReferenceIndex
 from clipflow.store.sqlite import Record, Store
@@ -43,11 +43,11 @@ def comparable(ranked: list[tuple[Any, Any]]) -> list[list[tuple[float, int]]]:
 
 
 class FlatMachine(RuleBasedStateMachine):
-    """FlatIndex beside ReferenceIndex."""
+    """LayeredIndex beside ReferenceIndex."""
 
     @initialize()
     def start(self) -> None:
-        self.flat, self.reference = FlatIndex(DIMENSION), ReferenceIndex()
+        self.flat, self.reference = LayeredIndex(DIMENSION), ReferenceIndex()
 
     @rule(items=st.lists(st.tuples(st.integers(1, 25), VECTORS), max_size=12))
     def put(self, items: list[tuple[int, NDArray[np.float32]]]) -> None:
@@ -89,7 +89,7 @@ def test_flat_search_equals_the_reference_at_a_size_where_blas_takes_over(querie
     vectors[500:900] = vectors[17]  # 401 that tie
     vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
     keys = rng.permutation(10_000)[:3000].astype(np.int64)
-    flat, reference = FlatIndex(64), ReferenceIndex()
+    flat, reference = LayeredIndex(64), ReferenceIndex()
     for index in (flat, reference):
         index.put(keys, vectors)
         index.remove(keys[::7])
@@ -136,7 +136,7 @@ class LiveMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         if hasattr(self, 'live'):
-            self.live.store.close()
+            self.live.close()
             self.folder.cleanup()
 
     @rule(items=st.lists(st.tuples(IDS, VECTORS, TAGS, st.none() | st.just(b'webp')), max_size=10))
@@ -170,7 +170,7 @@ class LiveMachine(RuleBasedStateMachine):
 
     @rule()
     def reopen(self) -> None:
-        self.live.store.close()
+        self.live.close()
         self.open()
 
     def expected(self, vector: NDArray[np.float32], query: Query, source: dict[str, Any] | None) -> list[Any]:

@@ -52,7 +52,7 @@ def test_an_unknown_setting_is_named_with_the_nearest_known_one() -> None:
         (EncoderSettings, 'batch_size', 'many'),
         (PreprocessorSettings, 'allow_http', 'perhaps'),
         (PreprocessorSettings, 'http_timeout', '-1'),
-        (IndexerSettings, 'index_kind', 'tree'),
+        (IndexerSettings, 'index_vectors', 'float64'),
         (RankerSettings, 'queue_limit', '1.5'),
         (GatewaySettings, 'grpc_port', '65536'),
         (GatewaySettings, 'log_format', 'xml'),

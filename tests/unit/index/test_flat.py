@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from clipflow.index.flat import FlatIndex
+from clipflow.index.layered import LayeredIndex
 from clipflow.index.reference import ReferenceIndex
 
 AXES = np.eye(4, dtype=np.float32)
-Index = FlatIndex | ReferenceIndex
+Index = LayeredIndex | ReferenceIndex
 
 
 def keys(*values: int) -> NDArray[np.int64]:
@@ -17,7 +17,7 @@ def keys(*values: int) -> NDArray[np.int64]:
 
 @pytest.fixture(params=['flat', 'reference'])
 def index(request: pytest.FixtureRequest) -> Index:
-    return FlatIndex(4) if request.param == 'flat' else ReferenceIndex()
+    return LayeredIndex(4) if request.param == 'flat' else ReferenceIndex()
 
 
 def found(index: Index, query: NDArray[np.float32], limit: int, allowed: NDArray[np.int64] | None = None) -> list[int]:

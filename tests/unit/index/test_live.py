@@ -20,8 +20,9 @@ AXES = np.eye(4, dtype=np.float32)
 @pytest.fixture
 def live(tmp_path: Path) -> Iterator[LiveIndex]:
     store = Store(tmp_path, 'abc', 'm')
-    yield LiveIndex(store)
-    store.close()
+    index = LiveIndex(store)
+    yield index
+    index.close()
 
 
 def record(identifier: str, vector: np.ndarray, **tags: Any) -> Record:

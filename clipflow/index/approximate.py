@@ -1,0 +1,199 @@
+"""A FAISS index over slots: built once, added to in small pieces, never removed from.
+
+FAISS numbers vectors in the order of their coming, and so do slots. Search effort goes along with each call; nothing of
+a request is left in the index.
+"""
+
+import re
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from clipflow.errors import InvalidParameter
+from clipflow.index.base import Effort
+from clipflow.index.slots import Slots
+
+EFFORTS = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048, 4096)
+"""Steps of `nprobe` and `ef_search` that tuning tries."""
+_PIECE_SECONDS = 0.02
+"""Searches wait for one piece of an addition: well below the 50 ms that they may wait for writes."""
+
+
+NAMED = ('auto', 'flat', 'hnsw', 'ivf', 'ivfpq')
+
+
+def check_kind(kind: str, dimension: int) -> None:
+    """Raises InvalidParameter for a kind that is neither named nor one that FAISS can make.
+
+    Without vectors their dimension is not known (0) and taken to be 768, which most codes divide.
+    """
+    if kind not in NAMED:
+        Approximate.create(kind, dimension or 768)
+
+
+class Turns:
+    """Many readers or one writer; a waiting writer goes before new readers, and holds its turn briefly."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._readers = 0
+        self._writing = False
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Among other readers."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._writing)
+            self._readers += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._readers -= 1
+                if not self._readers:
+                    self._changed.notify_all()
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Alone."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._writing)
+            self._writing = True
+            self._changed.wait_for(lambda: not self._readers)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._writing = False
+                self._changed.notify_all()
+
+
+class Approximate:
+    """One FAISS index of unit vectors, inner product, slots from 0 on.
+
+    Args:
+        index: empty or filled; trained, where its kind needs that.
+        factory: the string that it was made from.
+
+    `effort` is the `nprobe` or `ef_search` of a request that gives none.
+    """
+
+    def __init__(self, index: Any, factory: str) -> None:
+        self.faiss = index
+        self.factory = factory
+        self.effort = 16
+        self.rerank = 1  # so many times the limit are candidates
+        self.recall = 0.0  # as measured when both were tuned
+        ivf = faiss.try_extract_index_ivf(index)
+        self.lists = int(ivf.nlist) if ivf is not None else 0
+        self._graph = 'HNSW' in factory and ivf is None
+        self._transformed = isinstance(faiss.downcast_index(index), faiss.IndexPreTransform)
+        # FAISS's own scores are cosines in float32 where it keeps the vectors as they are.
+        self.exact = bool(re.fullmatch(r'(IVF\w+,|HNSW\d+,)?Flat|HNSW\d+', factory))
+        self._turns = Turns()
+        self._piece = 32
+
+    @classmethod
+    def create(cls, factory: str, dimension: int) -> 'Approximate':
+        """An empty index of a kind.
+
+        Raises:
+            InvalidParameter: FAISS knows no such kind, or it cannot serve here.
+        """
+        try:
+            index = faiss.index_factory(dimension, factory, faiss.METRIC_INNER_PRODUCT)
+        except (RuntimeError, AssertionError):
+            raise InvalidParameter(
+                f'{factory!r} is not a kind of index: {", ".join(NAMED)}, or a factory string of FAISS that fits '
+                f'{dimension} dimensions'
+            ) from None
+        if 'IDMap' in factory or 'Refine' in factory or re.search(r',RFlat', factory):
+            raise InvalidParameter(f'leave IDMap and refinement out of {factory!r}: clipflow does both itself')
+        lists = faiss.try_extract_index_ivf(index)
+        inner = faiss.downcast_index(index if lists is None else lists)
+        if hasattr(inner, 'hnsw'):
+            inner.hnsw.efConstruction = 80
+        if hasattr(inner, 'do_polysemous_training'):
+            # Minutes of annealing, for a kind of search that is not used here.
+            inner.do_polysemous_training = False
+            inner.pq.cp.min_points_per_centroid = 1
+        return cls(index, factory)
+
+    def __len__(self) -> int:
+        return int(self.faiss.ntotal)
+
+    @property
+    def efforts(self) -> list[int]:
+        """The steps that make sense here."""
+        return [step for step in EFFORTS if self.lists == 0 or step < self.lists] + [self.lists or EFFORTS[-1]]
+
+    def train(self, sample: NDArray[np.float32]) -> None:
+        """Learn clusters and codes from [N, D], where the kind has any."""
+        if not self.faiss.is_trained:
+            ivf = faiss.try_extract_index_ivf(self.faiss)
+            if ivf is not None:
+                ivf.cp.niter = 10
+                ivf.cp.min_points_per_centroid = 1  # small collections are told so in /status, not on stdout
+                ivf.cp.max_points_per_centroid = 64
+            self.faiss.train(sample)
+
+    def add(self, rows: NDArray[np.float32]) -> None:
+        """Add [N, D] under the next slots, in pieces between which searches run."""
+        done = 0
+        while done < len(rows):
+            part = np.ascontiguousarray(rows[done : done + self._piece])
+            with self._turns.writing():
+                begun = time.perf_counter()
+                self.faiss.add(part)
+                taken = time.perf_counter() - begun
+            done += len(part)
+            if taken > _PIECE_SECONDS:
+                self._piece = max(8, self._piece // 2)
+            elif taken < _PIECE_SECONDS / 2 and len(part) == self._piece:
+                self._piece = min(8192, self._piece * 2)
+
+    def chosen(self, effort: Effort | None) -> int:
+        """What a request asks for, or the effort that was tuned."""
+        asked = None if effort is None else effort.nprobe if self.lists else effort.ef_search
+        return self.effort if asked is None else asked
+
+    def search(
+        self, queries: NDArray[np.float32], count: int, effort: int, only: Slots | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64], int]:
+        """The `count` best of [Q, D] as far as the effort goes.
+
+        Returns:
+            Cosines and slots, both [Q, count], slot -1 where nothing was found; and how many slots were searched.
+        """
+        selector, keep = None, None
+        if only is not None:
+            mask = np.zeros(len(self), dtype=bool)
+            mask[only[only < len(mask)]] = True
+            keep = np.packbits(mask, bitorder='little')
+            selector = faiss.IDSelectorBitmap(keep)
+        options = self._options(effort, count, selector)
+        with self._turns.reading():
+            total = len(self)
+            scores, slots = self.faiss.search(np.ascontiguousarray(queries), min(count, max(total, 1)), params=options)
+        return scores, slots, total
+
+    def _options(self, effort: int, count: int, selector: Any) -> Any:
+        given = {} if selector is None else {'sel': selector}
+        if self.lists:
+            options = faiss.SearchParametersIVF(nprobe=min(effort, self.lists), **given)
+        elif self._graph:
+            options = faiss.SearchParametersHNSW(efSearch=max(effort, count), **given)
+        else:
+            options = faiss.SearchParameters(**given)
+        return faiss.SearchParametersPreTransform(index_params=options) if self._transformed else options
+
+    @property
+    def most(self) -> int:
+        """The effort beyond which nothing more is found; 0 where there is no effort to choose."""
+        return self.lists or (len(self) if self._graph else 0)

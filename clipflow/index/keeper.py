@@ -1,0 +1,327 @@
+"""Keeps the index of a store as it should be: loaded at the start, of the right kind, merged, compacted, on disk.
+
+One thread does the long work beside the searches, one task at a time. Whoever writes to the store calls `put`, `remove`
+or `clear` in the same order, one call at a time.
+"""
+
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from clipflow.errors import ClipflowError, StorageFull
+from clipflow.index import snapshot
+from clipflow.index.build import QUERIES, build
+from clipflow.index.choice import Choice, Wanted, choose
+from clipflow.index.layered import LayeredIndex
+from clipflow.store.sqlite import Store
+
+log = logging.getLogger('clipflow.indexer')
+
+MERGE_AT = 2048
+"""Plain rows beside a FAISS part: with so many the exact search of them takes a few hundred microseconds."""
+DEAD_SHARE = 0.2
+DEAD_LEAST = 1000
+"""An index is built anew when more of its slots are dead than both of these."""
+_JOURNAL_END = 1000
+_LONGEST_PAUSE = 60.0
+
+
+@dataclass(frozen=True)
+class Snapshots:
+    """When a snapshot is written by itself: after so many changes, or so many seconds after a change."""
+
+    changes: int = 100_000
+    seconds: float = 3600.0
+
+
+class _Stopped(Exception):
+    """The work is given up because the service stops."""
+
+
+@dataclass
+class _Now:
+    """What the thread does, for `/status`."""
+
+    task: str = ''
+    done: float = 0.0
+    problems: dict[str, str] = field(default_factory=dict)
+
+
+class Keeper:
+    """See the module.
+
+    Args:
+        store: the truth.
+        wanted: what kind is asked for.
+        policy: when snapshots are written.
+    """
+
+    def __init__(self, store: Store, wanted: Wanted, policy: Snapshots) -> None:
+        self._store, self._wanted, self._policy = store, wanted, policy
+        self.index: LayeredIndex | None = None
+        self.choice: Choice | None = None
+        self.started = ''
+        self.snapshot_sequence = 0
+        self._asked: deque[NDArray[np.float32]] = deque(maxlen=QUERIES)
+        self._now = _Now()
+        self._journal: list[NDArray[np.int64]] | None = None
+        self._writing = threading.RLock()
+        self._tending = threading.Lock()
+        self._changes, self._changed_at = 0, 0.0
+        self._wake, self._stop = threading.Event(), threading.Event()
+        self._start()
+        self._thread = threading.Thread(target=self._run, name='keeper', daemon=True)
+        self._thread.start()
+
+    # What the owner calls.
+
+    def put(self, keys: NDArray[np.int64], rows: NDArray[np.float32]) -> None:
+        """[N] keys have new vectors [N, D] in the store."""
+        with self._writing:
+            if self.index is None:
+                self.index = LayeredIndex(rows.shape[1], self._store.vectors_of)
+                self.choice = choose(self._wanted, 0, rows.shape[1])
+            self.index.put(keys, rows)
+            self._note(keys)
+
+    def remove(self, keys: NDArray[np.int64]) -> None:
+        """Keys are gone from the store."""
+        with self._writing:
+            if self.index is not None:
+                self.index.remove(keys)
+                self._note(keys)
+                if not len(self.index):
+                    self._forget()
+
+    def clear(self) -> None:
+        """Everything is gone from the store."""
+        with self._writing:
+            self._forget()
+
+    def asked(self, queries: NDArray[np.float32]) -> None:
+        """Remember late queries, with which the search effort is tuned."""
+        self._asked.extend(queries[-QUERIES:])
+
+    def snapshot(self) -> dict[str, Any]:
+        """Write one now.
+
+        Raises:
+            StorageFull: it could not be written; the snapshot before it stays.
+        """
+        with self._tending:
+            with self._writing:
+                if self.index is None or self.choice is None:
+                    return {'documents': 0, 'sequence': self._store.last_sequence(), 'bytes': 0}
+                moment = snapshot.Moment.of(self.index, self.choice, self._store)
+                self._changes = 0
+            try:
+                path = snapshot.write(self._folder, moment)
+            except OSError as error:
+                self._changes = self._policy.changes  # still to be done
+                raise StorageFull(f'the snapshot could not be written: {error.strerror}; documents are safe') from None
+            self.snapshot_sequence = moment.sequence
+        size = sum(file.stat().st_size for file in path.iterdir())
+        return {'documents': int(np.count_nonzero(moment.keys)), 'sequence': moment.sequence, 'bytes': size}
+
+    def status(self) -> dict[str, Any]:
+        """For `/status`."""
+        index, choice = self.index, self.choice
+        main = index.main if index is not None else None
+        found: dict[str, Any] = {
+            'kind': choice.kind if choice is not None else 'flat',
+            'factory': choice.factory if choice is not None else '',
+            'why': choice.why if choice is not None else 'empty',
+            'effort': main.effort if main is not None else 0,
+            'recall': round(main.recall, 4) if main is not None else 1.0,
+            'recent': index.unmerged if main is not None and index is not None else 0,
+            'dead': index.table.view.dead if index is not None else 0,
+            'start': self.started,
+            'snapshot': self.snapshot_sequence,
+            'warnings': self._warnings(),
+        }
+        if self._now.task:
+            found |= {'task': self._now.task, 'done': round(self._now.done, 3)}
+        return found
+
+    def _warnings(self) -> list[str]:
+        found = list(self._now.problems.values())
+        main, wanted = self.index.main if self.index is not None else None, self._wanted.recall
+        if main is not None and 0 < main.recall < wanted:
+            found.append(
+                f'{main.factory} finds {main.recall:.3f} of the ten best at most, {wanted} are asked for; choose '
+                'another CLIPFLOW_INDEX_KIND, or auto with more CLIPFLOW_INDEX_MEMORY'
+            )
+        return found
+
+    def close(self) -> None:
+        """Stop the thread; once more does nothing."""
+        self._stop.set()
+        self._wake.set()
+        self._thread.join()
+
+    # The start.
+
+    @property
+    def _folder(self) -> Path:
+        return self._store.directory / 'snapshots'
+
+    def _start(self) -> None:
+        begun = time.monotonic()
+        dimension = self._store.dimension()
+        if not dimension:
+            self.started = 'empty'
+            return
+        try:
+            self.index, self.choice, sequence = snapshot.read(self._folder, self._store)
+        except snapshot.Unusable as reason:
+            count = self._store.count()
+            self.choice = choose(self._wanted, count, dimension)
+            flat = choose(Wanted('flat'), count, dimension)
+            if flat.memory <= self._wanted.memory:
+                # Serve at once; the thread makes it the right kind.
+                self.choice = flat
+            self.index = build(self._store, self.choice, self._queries(dimension), self._wanted.recall, self._watch)
+            self.started = f'{len(self.index):,} documents read from the database ({reason})'
+        else:
+            known = self.index.table.view
+            gone = np.setdiff1d(known.keys[known.all_alive()], self._store.keys(), assume_unique=True)
+            self.index.remove(gone)
+            count = len(gone)
+            for keys, rows in self._store.vectors_since(sequence):
+                self.index.put(keys, rows)
+                count += len(keys)
+            self.snapshot_sequence, self._changes, self._changed_at = sequence, count, begun
+            self.started = f'{len(self.index):,} documents from a snapshot, {count:,} later changes'
+        self._now = _Now()
+        self.started += f', in {time.monotonic() - begun:.1f} s'
+        log.info(self.started)
+
+    # The thread.
+
+    def _run(self) -> None:
+        # Searches come first: this thread, and those that FAISS starts from it, take what they leave.
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
+        faiss.omp_set_num_threads(max(1, faiss.omp_get_max_threads() // 2))
+        while not self._stop.is_set():
+            for name, task in self._tasks():
+                self._attempt(name, task)
+            # What failed is not tried again at every write.
+            waiting = self._stop if self._now.problems else self._wake
+            waiting.wait(min(_LONGEST_PAUSE, self._policy.seconds))
+            self._wake.clear()
+
+    def _attempt(self, name: str, task: Callable[[], object]) -> None:
+        try:
+            task()
+            self._now.problems.pop(name, None)
+        except _Stopped:
+            return
+        except ClipflowError as error:
+            self._now.problems[name] = error.message
+            log.warning('%s: %s', name, error.message)
+        except Exception as error:
+            self._now.problems[name] = f'{name} failed ({type(error).__name__}); the log says more'
+            log.exception('%s failed', name)
+        finally:
+            self._now.task, self._now.done = '', 0.0
+
+    def _tasks(self) -> Sequence[tuple[str, Callable[[], object]]]:
+        return (('building', self._renew), ('merging', self._merge), ('snapshot', self._save))
+
+    def _renew(self) -> None:
+        """Build another index if the kind does not fit any more, or too much of it is dead."""
+        with self._writing:
+            index, choice = self.index, self.choice
+            if index is None or choice is None:
+                return
+            better = choose(self._wanted, len(index), index.dimension, choice)
+            if better.factory == choice.factory and not _rotten(index):
+                self.choice = better
+                return
+            self._journal = []
+        try:
+            new = build(self._store, better, self._queries(index.dimension), self._wanted.recall, self._watch)
+            while len(journal := self._taken()) > _JOURNAL_END:
+                self._catch_up(new, journal)
+            with self._tending, self._writing:
+                self._catch_up(new, np.concatenate([journal, self._taken()]))
+                # Emptied meanwhile, perhaps filled again with vectors of another length: then this one is no use.
+                if self.index is index:
+                    self.index, self.choice = new, better
+        finally:
+            with self._writing:
+                self._journal = None
+        log.info('the index is now %s (%s)', better.factory or 'flat', better.why)
+
+    def _taken(self) -> NDArray[np.int64]:
+        """Keys that were written since the last call."""
+        with self._writing:
+            journal, self._journal = self._journal or [], []
+        return np.concatenate([np.empty(0, np.int64), *journal])
+
+    def _catch_up(self, index: LayeredIndex, keys: NDArray[np.int64]) -> None:
+        """Bring keys of an index to what the store holds."""
+        keys = np.unique(keys)
+        found, rows = self._store.vectors_of(keys)
+        if len(found) and rows.shape[1] == index.dimension:
+            index.put(found, rows)
+        index.remove(np.setdiff1d(keys, found))
+
+    def _merge(self) -> None:
+        """Move plain rows into the FAISS part, as long as there are many."""
+        while self.index is not None and self.index.main is not None and self.index.unmerged >= MERGE_AT:
+            with self._tending:
+                self._watch('merging', 0.0)
+                self.index.merge(MERGE_AT)
+
+    def _save(self) -> None:
+        late = self._changes > 0 and time.monotonic() - self._changed_at >= self._policy.seconds
+        if self._changes >= self._policy.changes or late:
+            self._watch('snapshot', 0.0)
+            self.snapshot()
+
+    def _watch(self, task: str, done: float) -> None:
+        if self._stop.is_set():
+            raise _Stopped
+        self._now.task, self._now.done = task, done
+
+    # Small things.
+
+    def _queries(self, dimension: int) -> NDArray[np.float32]:
+        late = [query for query in list(self._asked) if len(query) == dimension]
+        return np.stack(late) if late else np.empty((0, dimension), np.float32)
+
+    def _note(self, keys: NDArray[np.int64]) -> None:
+        if self._journal is not None:
+            self._journal.append(keys)
+        if not self._changes:
+            self._changed_at = time.monotonic()
+        self._changes += len(keys)
+        index, choice = self.index, self.choice
+        due = index is not None and choice is not None and self._is_due(index, choice)
+        if due or self._changes >= self._policy.changes:
+            self._wake.set()
+
+    def _is_due(self, index: LayeredIndex, choice: Choice) -> bool:
+        """Whether the thread has something to do; cheap, because every write asks."""
+        merging = index.main is not None and index.unmerged >= MERGE_AT
+        better = choose(self._wanted, len(index), index.dimension, choice)
+        return merging or _rotten(index) or better.factory != choice.factory
+
+    def _forget(self) -> None:
+        self.index, self.choice, self._journal = None, None, None
+
+
+def _rotten(index: LayeredIndex) -> bool:
+    view = index.table.view
+    return view.dead > max(DEAD_LEAST, DEAD_SHARE * view.count)

@@ -1,0 +1,214 @@
+"""The index that serves: older vectors in FAISS where that pays, newer ones in plain rows beside it, searched exactly.
+
+Every kind is this one class: flat has no FAISS part at all. Writes go to the plain rows and are seen at once; `merge`
+moves rows into the FAISS part later, and whoever owns the index builds a new one when too many slots are dead.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipflow.index.approximate import Approximate
+from clipflow.index.base import Effort, Ranked, Reader
+from clipflow.index.flat import BLOCK, Candidates, Rows, Vectors, cut, scan
+from clipflow.index.slots import Slots, SlotTable, View
+
+SPARE = 8
+SUBSET = 0.2
+"""Up to this share of documents that pass a filter, flat compares their vectors one by one (docs/indexer.md)."""
+SUBSET_STORED = 20_000
+"""The same for the other kinds, as a number of documents."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Search:
+    """One search, and the moment that it sees."""
+
+    held: Rows
+    view: View
+    limit: int
+    effort: Effort | None = None
+    only: Slots | None = None
+    """Slots of documents that pass a filter, ascending."""
+
+
+class LayeredIndex:
+    """See `base.VectorIndex`.
+
+    Args:
+        dimension: D.
+        read: reads vectors from the store, for kinds that do not keep them as they are.
+        main: holds the first vectors, slots from 0 on; None for flat.
+    """
+
+    def __init__(self, dimension: int, read: Reader | None = None, main: Approximate | None = None) -> None:
+        self.dimension = dimension
+        self.main = main
+        self._read = read
+        self.table = SlotTable()
+        self._vectors = Vectors(dimension)
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @property
+    def unmerged(self) -> int:
+        """Slots that are not in the FAISS part."""
+        return self.table.view.count - (len(self.main) if self.main is not None else 0)
+
+    def fill(self, keys: NDArray[np.int64], rows: NDArray[np.float32]) -> None:
+        """Add [N] new keys with [N, D] while nobody searches: straight into the FAISS part, if there is one."""
+        if self.main is None:
+            self.put(keys, rows)
+        else:
+            self.main.add(rows)
+            self.table.append(keys)
+            self._vectors.release(len(self.main))
+
+    def put(self, keys: NDArray[np.int64], vectors: NDArray[np.float32]) -> None:
+        """See `base.VectorIndex`."""
+        last = {key: row for row, key in enumerate(keys.tolist())}  # the last of equal keys wins
+        if last:
+            rows = list(last.values())
+            self._vectors.write(self.table.view.count, np.asarray(vectors, dtype=np.float32)[rows])
+            self.table.append(keys[rows])
+
+    def remove(self, keys: NDArray[np.int64]) -> None:
+        """See `base.VectorIndex`."""
+        self.table.remove(keys)
+
+    def merge(self, most: int) -> int:
+        """Move up to `most` plain rows into the FAISS part, while searches go on; returns how many."""
+        if self.main is None:
+            return 0
+        start = len(self.main)
+        stop = min(self.table.view.count, start + most)
+        if stop > start:
+            self.main.add(self._vectors.rows.gathered(np.arange(start, stop)))
+            self._vectors.release(stop)
+        return stop - start
+
+    def rows(self, start: int, stop: int) -> Iterator[NDArray[np.float32]]:
+        """Plain rows of a range of slots, in blocks."""
+        rows = self._vectors.rows
+        while start < stop:
+            end = min(stop, start - start % BLOCK + BLOCK)
+            yield rows.gathered(np.arange(start, end))
+            start = end
+
+    def restore(self, keys: NDArray[np.int64], plain: Iterable[NDArray[np.float32]]) -> None:
+        """Take over [N] keys by slot (0: dead) and the rows of those that are not in the FAISS part, in blocks.
+
+        Raises:
+            ValueError: the numbers of keys and of vectors differ.
+        """
+        place = len(self.main) if self.main is not None else 0
+        first = place
+        for rows in plain:
+            self._vectors.write(place, rows)
+            place += len(rows)
+        self._vectors.release(first)
+        if place != len(keys):
+            raise ValueError(f'{len(keys)} keys for {place} vectors')
+        self.table.restore(keys)
+
+    def search(
+        self,
+        queries: NDArray[np.float32],
+        limit: int,
+        allowed: NDArray[np.int64] | None = None,
+        effort: Effort | None = None,
+    ) -> list[Ranked]:
+        """See `base.VectorIndex`."""
+        # In this order: rows that are merged after this are still held, and all that the view shows are there.
+        view = self.table.view
+        held = self._vectors.rows
+        rows = np.ascontiguousarray(queries, dtype=np.float32)
+        if limit < 1 or not view.count:
+            return [(np.empty(0, np.int64), np.empty(0))] * len(rows)
+        if allowed is None:
+            return self._searched(rows, _Search(held, view, limit, effort))
+        slots = self.table.slots(allowed)
+        slots = np.sort(slots[slots >= 0])
+        search = _Search(held, view, limit, effort, slots[view.alive(slots)])
+        if len(slots) <= (SUBSET * view.count if self.main is None else SUBSET_STORED):
+            return self._compared(rows, search)
+        return self._searched(rows, search)
+
+    def _compared(self, queries: NDArray[np.float32], search: _Search) -> list[Ranked]:
+        """Exact: the vector of every allowed document is compared."""
+        assert search.only is not None
+        keys, rows = self._stored(search.only, search)
+        return [cut(keys, _cosines(query, rows), search.limit) for query in queries]
+
+    def _stored(self, slots: Slots, search: _Search) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Keys and vectors of slots, which ascend; without those that are gone from the store by now."""
+        keys = search.view.keys[slots]
+        if not len(slots) or search.held.first <= slots[0]:
+            return keys, search.held.gathered(slots)
+        assert self._read is not None
+        return self._read(keys)
+
+    def _searched(self, queries: NDArray[np.float32], search: _Search) -> list[Ranked]:
+        if self.main is None:
+            older: list[Candidates | None] = [None] * len(queries)
+            start = 0
+        else:
+            found, start = self._approximate(queries, self.main, search)
+            older = [*found]
+        view = search.view if search.only is None else _without_others(search.view, search.only)
+        newer = scan(queries, search.held, view, start, search.limit)
+        return [self._joined(query, old, new, search) for query, old, new in zip(queries, older, newer, strict=True)]
+
+    def _approximate(
+        self, queries: NDArray[np.float32], main: Approximate, search: _Search
+    ) -> tuple[list[Candidates], int]:
+        """Candidates from the FAISS part, enough of them alive if there are enough; and where the part ended."""
+        wanted = search.limit * main.rerank + SPARE
+        effort = main.chosen(search.effort)
+        while True:
+            scores, slots, total = main.search(queries, wanted, effort, search.only)
+            found = []
+            for row, cosines in zip(slots, scores, strict=True):
+                good = row >= 0
+                good[good] = search.view.alive(row[good])
+                found.append((row[good], cosines[good]))
+            available = len(self.table) if search.only is None else len(search.only)
+            if min(len(row) for row, _ in found) >= min(search.limit, available):
+                return found, total
+            if wanted >= total and effort == main.most:
+                return found, total
+            # Too many dead among them, or too small an effort to find as many: look for more, up to everything.
+            wanted, effort = min(wanted * 4, max(total, 1)), main.most
+
+    def _joined(
+        self, query: NDArray[np.float32], older: Candidates | None, newer: Candidates, search: _Search
+    ) -> Ranked:
+        """The best of both parts, scored alike."""
+        keys = search.view.keys[newer[0]]
+        cosines = _cosines(query, search.held.gathered(newer[0]))
+        if older is not None and self.main is not None:
+            if self.main.exact:
+                more, scores = search.view.keys[older[0]], older[1].astype(np.float64)
+            else:
+                assert self._read is not None
+                more, rows = self._read(search.view.keys[older[0]])
+                scores = _cosines(query, rows)
+            keys, cosines = np.concatenate([more, keys]), np.concatenate([scores, cosines])
+        return cut(keys, cosines, search.limit)
+
+
+def _cosines(query: NDArray[np.float32], rows: NDArray[np.float32]) -> NDArray[np.float64]:
+    if not len(rows):
+        return np.empty(0)
+    cosines: NDArray[np.float64] = rows.astype(np.float64) @ query.astype(np.float64)
+    return cosines
+
+
+def _without_others(view: View, only: Slots) -> View:
+    """A view in which only some slots are alive."""
+    died = np.full(view.count, view.version, dtype=np.int64)
+    died[only] = view.version + 1
+    return View(view.count, view.count - len(only), view.version, view.keys, died)

@@ -1,0 +1,178 @@
+"""An index on disk, so that a start need not build it again: a directory `snapshots/<sequence>` beside the database.
+
+    meta.json   format, database, sequence, kind, checksums        keys.i64   key of each slot, 0 for a dead one
+    main.faiss  the FAISS part, where there is one                 rows.f32   vectors of the slots after it
+
+A snapshot is derived: everything in it can be built from the database. It is written under a temporary name, synced and
+renamed; what does not match its checksums, or belongs to another database, is not used.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from clipflow.index.approximate import Approximate
+from clipflow.index.choice import Choice
+from clipflow.index.flat import BLOCK
+from clipflow.index.layered import LayeredIndex
+from clipflow.store.sqlite import Store
+
+FORMAT = 1
+_CHUNK = 1 << 22
+
+
+class Unusable(Exception):
+    """A snapshot cannot be used; the text says why. Nobody outside of the index meets it."""
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What an index was at one point: taken while writes wait, written out while they go on."""
+
+    index: LayeredIndex
+    choice: Choice
+    store: str
+    sequence: int
+    keys: NDArray[np.int64]
+    start: int
+    """First slot after the FAISS part."""
+
+    @classmethod
+    def of(cls, index: LayeredIndex, choice: Choice, store: Store) -> 'Moment':
+        """Nobody may write to the store or merge the index during this call."""
+        view = index.table.view
+        keys = view.keys[: view.count].copy()
+        keys[view.died[: view.count] <= view.version] = 0
+        return cls(index, choice, store.name, store.last_sequence(), keys, view.count - index.unmerged)
+
+
+def write(folder: Path, moment: Moment) -> Path:
+    """Write a snapshot and delete those before it. Rows must not be merged meanwhile; writes may go on.
+
+    Raises:
+        OSError: the disk is full or cannot be written; older snapshots stay as they are.
+    """
+    final = folder / str(moment.sequence)
+    temporary = folder / f'{moment.sequence}.part'
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        sums = {'keys.i64': _put(temporary / 'keys.i64', [moment.keys])}
+        sums['rows.f32'] = _put(temporary / 'rows.f32', moment.index.rows(moment.start, len(moment.keys)))
+        main = moment.index.main
+        if main is not None:
+            faiss.write_index(main.faiss, str(temporary / 'main.faiss'))
+            sums['main.faiss'] = _sum(temporary / 'main.faiss')
+        meta = {
+            'format': FORMAT,
+            'store': moment.store,
+            'sequence': moment.sequence,
+            'dimension': moment.index.dimension,
+            'choice': asdict(moment.choice),
+            'tuned': [main.effort, main.rerank, main.recall] if main is not None else [],
+            'sums': sums,
+        }
+        (temporary / 'meta.json').write_text(json.dumps(meta))
+        for path in [*temporary.iterdir(), temporary]:
+            _sync(path)
+        shutil.rmtree(final, ignore_errors=True)
+        temporary.rename(final)
+        _sync(folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    for other in folder.iterdir():
+        if other != final:
+            shutil.rmtree(other, ignore_errors=True)
+    return final
+
+
+def read(folder: Path, store: Store) -> tuple[LayeredIndex, Choice, int]:
+    """The newest snapshot: the index as it was, its kind, and the sequence number up to which it knows the store.
+
+    Raises:
+        Unusable: there is none, it is damaged, or it does not belong to this database.
+    """
+    numbers = [int(path.name) for path in folder.glob('*') if path.name.isdigit()] if folder.is_dir() else []
+    if not numbers:
+        raise Unusable('there is no snapshot')
+    path = folder / str(max(numbers))
+    try:
+        meta = json.loads((path / 'meta.json').read_text())
+        if meta['format'] != FORMAT:
+            raise Unusable(f'its format is {meta["format"]}, not {FORMAT}')
+        if meta['store'] != store.name or meta['sequence'] > store.last_sequence():
+            raise Unusable('it belongs to another database')
+        index = _index(path, meta, store)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, AssertionError) as error:
+        # RuntimeError and AssertionError: FAISS's words for a file that it cannot read.
+        raise Unusable(f'it cannot be read: {str(error)[:200] or type(error).__name__}') from None
+    return index, Choice(**meta['choice']), int(meta['sequence'])
+
+
+def _index(path: Path, meta: dict[str, Any], store: Store) -> LayeredIndex:
+    sums, dimension = meta['sums'], int(meta['dimension'])
+    if store.dimension() not in (0, dimension):
+        raise Unusable('its vectors are of another length')
+    main = None
+    if 'main.faiss' in sums:
+        _check(path / 'main.faiss', sums, _sum(path / 'main.faiss'))
+        main = Approximate(faiss.read_index(str(path / 'main.faiss')), meta['choice']['factory'])
+        main.effort, main.rerank, main.recall = meta['tuned']
+    keys = np.fromfile(path / 'keys.i64', dtype=np.int64)
+    _check(path / 'keys.i64', sums, xxhash.xxh3_128_hexdigest(keys.data))
+    index = LayeredIndex(dimension, store.vectors_of, main)
+    checksum = xxhash.xxh3_128()
+    with (path / 'rows.f32').open('rb') as file:
+        index.restore(keys, _blocks(file, dimension, checksum))
+    _check(path / 'rows.f32', sums, checksum.hexdigest())
+    return index
+
+
+def _blocks(file: Any, dimension: int, checksum: Any) -> Iterator[NDArray[np.float32]]:
+    while True:
+        rows = np.fromfile(file, dtype=np.float32, count=BLOCK * dimension)
+        if not len(rows):
+            return
+        checksum.update(rows.data)
+        yield rows.reshape(-1, dimension)
+
+
+def _check(path: Path, sums: dict[str, str], found: str) -> None:
+    if sums[path.name] != found:
+        raise Unusable(f'{path.name} is damaged')
+
+
+def _put(path: Path, arrays: Any) -> str:
+    checksum = xxhash.xxh3_128()
+    with path.open('wb') as file:
+        for array in arrays:
+            whole = np.ascontiguousarray(array)
+            checksum.update(whole.data)
+            whole.tofile(file)
+    return str(checksum.hexdigest())
+
+
+def _sum(path: Path) -> str:
+    checksum = xxhash.xxh3_128()
+    with path.open('rb') as file:
+        while chunk := file.read(_CHUNK):
+            checksum.update(chunk)
+    return str(checksum.hexdigest())
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
