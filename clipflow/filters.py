@@ -7,7 +7,7 @@ the same as to compare with no tag. A list or an object equals nothing.
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,8 +36,13 @@ class Filter:
     parameters: tuple[Any, ...]
 
 
-def compile_filter(query: Any) -> Filter:
+def compile_filter(query: Any, indexed: Collection[str] = ()) -> Filter:
     """Compile `query`.
+
+    Args:
+        query: the filter.
+        indexed: tags that the store has an index of; they are written out, as SQLite takes an index of an expression
+            only for the same expression.
 
     Raises:
         InvalidFilter: with the place and the operators that are known.
@@ -46,9 +51,32 @@ def compile_filter(query: Any) -> Filter:
         raise InvalidFilter(f"a filter is an object such as {{'price': {{'$lt': 50}}}}, not {_shown(query)}")
     budget = [MAX_CONDITIONS]
     compiled = _all(query, 0, budget)
+    compiled = _written_out(compiled, {_path(name) for name in indexed}) if indexed else compiled
     if len(compiled.parameters) > MAX_PARAMETERS:
         raise InvalidFilter(f'the filter compares with too many values; at most about {MAX_PARAMETERS:,} in all')
     return compiled
+
+
+def index_expression(name: str) -> str:
+    """The SQL expression of a tag's value, as an index has it and a filter on that tag."""
+    return f'json_extract(tags, {_literal(_path(name))})'
+
+
+def _literal(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _written_out(compiled: Filter, paths: set[str]) -> Filter:
+    """The filter with these paths of `json_extract` as literals in place of parameters."""
+    pieces, kept = compiled.sql.split('?'), []
+    sql = pieces[0]
+    for value, piece in zip(compiled.parameters, pieces[1:], strict=True):
+        if value in paths and sql.endswith('json_extract(tags, '):
+            sql += _literal(value) + piece
+        else:
+            kept.append(value)
+            sql += '?' + piece
+    return Filter(sql, tuple(kept))
 
 
 def _all(query: dict[str, Any], depth: int, budget: list[int]) -> Filter:
@@ -119,7 +147,9 @@ def _membership(path: str, operator: str, operand: Any) -> Filter:
         raise InvalidFilter(f'{operator} needs a list of at most 10,000 values, not {_shown(operand)}')
     values = tuple(_scalar(operator, item) for item in operand if item is not None)
     marks = ', '.join('?' * len(values))
-    inside = Filter(f'({_PLAIN} AND coalesce(json_extract(tags, ?) IN ({marks}), 0))', (path, path, *values))
+    # Not NULL is said first, so that an index can be used and the whole is never NULL.
+    within = f'json_extract(tags, ?) IS NOT NULL AND json_extract(tags, ?) IN ({marks})'
+    inside = Filter(f'({_PLAIN} AND {within})', (path, path, path, *values))
     if None in operand:
         inside = _join([inside, _equal(path, None)], 'OR')
     return _unless(operator == '$nin', inside)
@@ -173,6 +203,8 @@ def _scalar(operator: str, value: Any) -> str | int | float | None:
         return int(value)
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
         raise InvalidFilter(f'{operator} compares with 64-bit numbers, not with {_shown(value)}')
+    if isinstance(value, str) and '\0' in value:
+        raise InvalidFilter(f'{operator} compares with a text without the character NUL; no tag can hold one')
     if value is None or isinstance(value, str | int) or (isinstance(value, float) and not math.isnan(value)):
         return value
     raise InvalidFilter(f'{operator} compares with a number, a text, true, false or null, not with {_shown(value)}')

@@ -165,6 +165,10 @@ class IndexerSettings(RoomSettings):
     index_recall: float = Field(
         0.98, gt=0, le=1, description='Share of the true ten best that a search is to find; the effort is tuned to it.'
     )
+    indexed_tags: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description='Tags that filters are to find quickly, separated by `,` (nested ones as `a__b`); none by default.',
+    )
     snapshot_changes: int = Field(
         100_000, ge=1, description='Changes after which the index is written to disk for a quick start.'
     )
@@ -172,6 +176,11 @@ class IndexerSettings(RoomSettings):
     mix_precisions: bool = Field(
         False, description='Allow vectors that were made in int8 beside others; their scores are not quite comparable.'
     )
+
+    @field_validator('indexed_tags', mode='before')
+    @classmethod
+    def _names(cls, value: Any) -> Any:
+        return tuple(part.strip() for part in value.split(',') if part.strip()) if isinstance(value, str) else value
 
     @field_validator('workspace', mode='after')
     @classmethod

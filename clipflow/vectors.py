@@ -33,6 +33,15 @@ def unit_vector(embedding: Any, dimension: int | None = None) -> NDArray[np.floa
     return (vector / length).astype(np.float32)
 
 
+def distinct(rows: NDArray[np.float32], threshold: float) -> list[int]:
+    """Of [N, D] unit vectors the rows to keep, first come, so that no two have a cosine of `threshold` or more."""
+    kept: list[int] = []
+    for number, row in enumerate(rows):
+        if not kept or float((rows[kept] @ row).max()) < threshold:
+            kept.append(number)
+    return kept
+
+
 def normalised(vector: NDArray[np.floating]) -> NDArray[np.float32]:
     """A vector that is not zero, [D], brought to unit length."""
     return (vector / np.linalg.norm(vector)).astype(np.float32)

@@ -24,6 +24,7 @@ MODEL_NAME = '__model_name'
 ERROR = '__error__'
 MODEL = '__model__'
 GROUP = '__group__'
+SORT = '__sort__'
 TRUNCATED = '__truncated__'
 THUMBNAIL = '__thumbnail__'
 ORIGINAL = '__original__'
@@ -31,6 +32,7 @@ MAX_ID_BYTES = 512
 MAX_LIMIT = 10_000
 
 Include = Literal['tags', 'uri', 'thumbnail', 'embedding']
+IncludeFound = Literal['tags', 'uri', 'thumbnail', 'embedding', 'percentile']
 Texts = Annotated[tuple[str, ...], Field(min_length=1, max_length=1000)]
 
 
@@ -119,8 +121,12 @@ class _Page(_Filtered):
 class SearchParameters(EncodeParameters, _Page):
     """`/search`. `nprobe` and `ef_search` mean nothing to an exact index and are accepted, `rerank` to all."""
 
+    include: tuple[IncludeFound, ...] = ('tags', 'uri')  # type: ignore[assignment]
     min_score: float | None = Field(None, ge=-1, le=1)
+    relevance: float | None = Field(None, ge=0, lt=1)
     group_by: str | None = Field(None, min_length=1)
+    dedup: float | None = Field(None, gt=0, le=1)
+    sort_by: str | None = Field(None, pattern=r'^-?[^-]')
     templates: Texts | None = None
     rerank: bool = True
     nprobe: int | None = Field(None, ge=1)
@@ -130,6 +136,14 @@ class SearchParameters(EncodeParameters, _Page):
     @classmethod
     def _one_place(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
         return _checked_templates(value)
+
+    @model_validator(mode='after')
+    def _relevant_set(self) -> Self:
+        if self.sort_by is not None and self.min_score is None and self.relevance is None:
+            raise ValueError(
+                "'sort_by' orders what is relevant: say with 'relevance' (such as 0.99) or 'min_score' what that is"
+            )
+        return self
 
 
 class GetParameters(_Page):
@@ -299,13 +313,25 @@ def tags_json(doc: Document) -> str:
     """The tags as JSON, without private ones.
 
     Raises:
-        InvalidDocument: for tags that JSON cannot hold (NaN, infinity, foreign types).
+        InvalidDocument: for tags that JSON cannot hold (NaN, infinity, foreign types), and for a NUL in a text.
     """
     tags = {name: value for name, value in doc.tags.items() if not name.startswith('__')}
     try:
-        return json.dumps(tags, ensure_ascii=False, allow_nan=False)
+        text = json.dumps(tags, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError):
         raise InvalidDocument(f'the tags of {doc.id!r} are not a JSON object (NaN and infinity are none)') from None
+    if '\\u0000' in text and _has_nul(tags):
+        # SQLite would end the text there, and a filter would take the rest for nothing.
+        raise InvalidDocument(f'the tags of {doc.id!r} hold the character NUL, which cannot be stored')
+    return text
+
+
+def _has_nul(value: Any) -> bool:
+    if isinstance(value, str):
+        return '\0' in value
+    if isinstance(value, dict):
+        return any(_has_nul(item) for pair in value.items() for item in pair)
+    return isinstance(value, list) and any(_has_nul(item) for item in value)
 
 
 def plain_tags(doc: Document) -> dict[str, Any]:

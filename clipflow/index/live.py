@@ -3,41 +3,69 @@
 import json
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from clipflow import order
 from clipflow.filters import Filter
-from clipflow.index.base import Effort, VectorIndex
+from clipflow.index.background import Background, floor_of, percentile
+from clipflow.index.base import Effort
 from clipflow.index.choice import Wanted
 from clipflow.index.keeper import Keeper, Snapshots
 from clipflow.store.sqlite import Record, Store
+from clipflow.vectors import distinct
 
+RELEVANT = 1000
+"""At most so many of the relevant documents are put into the order of a tag."""
 _DECIMALS = 6
 
 
 @dataclass(frozen=True)
 class Query:
-    """What is asked of the index, the same for all vectors of one request."""
+    """What is asked of the index, the same for all vectors of one request.
+
+    Attributes:
+        limit: how many results.
+        matching: only documents that pass.
+        min_score: only cosines from here on.
+        relevance: only what scores higher than this share of the collection.
+        group_by: of each value of this tag the best only.
+        dedup: of results whose vectors have this cosine or more with a better one, none.
+        sort_by: order what is relevant by this tag; `-` before it turns the order round.
+        thumbnails, vectors, percentiles: come with the results.
+        effort: of an approximate kind.
+    """
 
     limit: int
     matching: Filter | None = None
     min_score: float | None = None
+    relevance: float | None = None
     group_by: str | None = None
+    dedup: float | None = None
+    sort_by: str | None = None
     thumbnails: bool = False
     vectors: bool = False
+    percentiles: bool = False
     effort: Effort | None = None
+
+    @property
+    def drops(self) -> bool:
+        """Whether some of the nearest are left out, so that more have to be looked at."""
+        return self.group_by is not None or self.dedup is not None
 
 
 @dataclass(frozen=True)
 class Hit:
-    """One result: the stored record, its cosine rounded to 6 decimals, and its group."""
+    """One result: the stored record, its cosine rounded to 6 decimals, its group, percentile and place in the order."""
 
     record: Record
     score: float
     group: str = ''
+    percentile: float | None = None
+    mark: order.Mark | None = None
 
 
 class LiveIndex:
@@ -53,6 +81,7 @@ class LiveIndex:
         self.store = store
         self._writing = threading.Lock()
         self._precision = store.precision() or 'float'  # a store of before this was kept holds floats
+        self._background = Background(store)
         self.keeper = Keeper(store, wanted or Wanted(), snapshots or Snapshots())
 
     def __len__(self) -> int:
@@ -89,21 +118,28 @@ class LiveIndex:
             return count
 
     def search(self, queries: NDArray[np.float32], query: Query) -> list[list[Hit]]:
-        """For each of [Q, D] unit vectors its hits, best first, ties by id."""
+        """For each of [Q, D] unit vectors its hits, best first, ties by id; or in the order of a tag."""
         allowed = self.store.matching_keys(query.matching) if query.matching is not None else None
-        if query.group_by is None:
-            return self._hits(queries, query.limit, allowed, query)
-        return [self._grouped(row[None, :], allowed, query) for row in queries]
+        self.keeper.asked(queries)
+        if not (query.drops or query.sort_by):
+            found = self._nearest(queries, query.limit, allowed, query)
+        else:
+            found = [self._sifted(row, allowed, query) for row in queries]
+        if query.relevance is None and not query.percentiles:
+            return found
+        return [self._compared(row, hits, query) for row, hits in zip(queries, found, strict=True)]
 
-    def _hits(
+    def _nearest(
         self, queries: NDArray[np.float32], count: int, allowed: NDArray[np.int64] | None, query: Query
     ) -> list[list[Hit]]:
-        index: VectorIndex | None = self.keeper.index
+        """The `count` best of each query that reach `min_score`."""
+        index = self.keeper.index
         if index is None:
             return [[] for _ in queries]
         ranked = index.search(queries, count, allowed, query.effort)
         wanted = {int(key) for keys, _ in ranked for key in keys}
-        records = self.store.by_keys(sorted(wanted), thumbnails=query.thumbnails, vectors=query.vectors)
+        vectors = query.vectors or query.dedup is not None
+        records = self.store.by_keys(sorted(wanted), thumbnails=query.thumbnails, vectors=vectors)
         result = []
         for keys, scores in ranked:
             pairs = zip(keys.tolist(), scores.tolist(), strict=True)
@@ -114,18 +150,35 @@ class LiveIndex:
             result.append([hit for hit in hits[:count] if hit.score >= floor])
         return result
 
-    def _grouped(self, row: NDArray[np.float32], allowed: NDArray[np.int64] | None, query: Query) -> list[Hit]:
-        """The best hit of each value of a tag; looks further until there are enough groups."""
-        count = query.limit * 4
+    def _sifted(self, row: NDArray[np.float32], allowed: NDArray[np.int64] | None, query: Query) -> list[Hit]:
+        """Looks at more and more of the nearest until enough of them are kept, then puts them in order."""
+        enough = RELEVANT if query.sort_by else query.limit
+        if query.relevance is not None:
+            floor = floor_of(query.relevance, self._background.scores(row, len(self)))
+            query = replace(query, min_score=max(floor, query.min_score if query.min_score is not None else -1.0))
+        count = enough * 4 if query.drops else enough
         while True:
-            hits = self._hits(row, count, allowed, query)[0]
-            best: dict[str, Hit] = {}
-            for hit in hits:
-                group = _group(hit.record, str(query.group_by))
-                best.setdefault(group, Hit(hit.record, hit.score, group))
-            if len(best) >= query.limit or len(hits) < count:
-                return list(best.values())[: query.limit]
+            hits = self._nearest(row[None, :], count, allowed, query)[0]
+            kept = _kept(hits, query)
+            if len(kept) >= enough or len(hits) < count:
+                break
             count *= 4
+        if query.sort_by is None:
+            return kept[: query.limit]
+        path, descending = order.parse(query.sort_by)
+        marked = [
+            replace(hit, mark=order.mark_of(order.tag_value(json.loads(hit.record.tags), path)))
+            for hit in kept[:enough]
+        ]
+        in_order = order.ordered(marked, lambda hit: hit.mark or order.mark_of(None), descending=descending)
+        return in_order[: query.limit]
+
+    def _compared(self, row: NDArray[np.float32], hits: list[Hit], query: Query) -> list[Hit]:
+        """Hits above the asked percentile, with their percentiles."""
+        background = self._background.scores(row, len(self))
+        floor = -2.0 if query.relevance is None else floor_of(query.relevance, background)
+        kept = [hit for hit in hits if hit.score >= floor]
+        return [replace(hit, percentile=percentile(hit.score, background)) for hit in kept]
 
     def status(self) -> dict[str, Any]:
         """For /status."""
@@ -137,9 +190,16 @@ class LiveIndex:
         self.store.close()
 
 
-def _group(record: Record, path: str) -> str:
-    """The value of a tag as JSON text; documents without the tag form one group."""
-    value: Any = json.loads(record.tags)
-    for name in path.split('__'):
-        value = value.get(name) if isinstance(value, dict) else None
-    return json.dumps(value, sort_keys=True)
+def _kept(hits: list[Hit], query: Query) -> list[Hit]:
+    """The first of each group, and nothing that is nearly the same as a better one."""
+    if query.group_by is not None:
+        best: dict[str, Hit] = {}
+        for hit in hits:
+            # Documents without the tag form one group.
+            group = json.dumps(order.tag_value(json.loads(hit.record.tags), query.group_by), sort_keys=True)
+            best.setdefault(group, replace(hit, group=group))
+        hits = list(best.values())
+    if query.dedup is not None and hits:
+        rows = np.stack([hit.record.vector for hit in hits if hit.record.vector is not None])
+        hits = [hits[number] for number in distinct(rows, query.dedup)]
+    return hits

@@ -4,16 +4,19 @@ import numpy as np
 from docarray import Document, DocumentArray
 from docarray.score import NamedScore
 
-from clipflow import wire
+from clipflow import order, wire
 from clipflow.errors import InvalidDocument
+from clipflow.vectors import distinct
+from clipflow.wire import SearchParameters
 
 STAGE = 'ranker'
 
 
-def merge(doc: Document, limit: int, offset: int) -> None:
-    """Bring the matches of one query into their final order: best cosine first, ties by id, one an id and a group.
+def merge(doc: Document, parameters: SearchParameters) -> None:
+    """Bring the matches of one query into their final order, and cut the page that was asked for.
 
-    One index answers in this order already; several shards answer one after the other.
+    Best cosine first, ties by id, one an id and a group, no near-duplicates; or in the order of a tag. One index
+    answers in this order already; several shards answer one after the other.
     """
     matches = sorted(doc.matches, key=lambda match: (-match.scores['cosine'].value, match.id))
     seen: set[str] = set()
@@ -23,9 +26,22 @@ def merge(doc: Document, limit: int, offset: int) -> None:
         if not marks & seen:
             kept.append(match)
             seen |= marks
-    doc.matches = DocumentArray(kept[offset : offset + limit])
+    if parameters.dedup is not None and kept:
+        # Each shard knows its own duplicates only.
+        rows = np.stack([match.embedding for match in kept]).astype(np.float32)
+        kept = [kept[number] for number in distinct(rows, parameters.dedup)]
+    if parameters.sort_by is not None:
+        kept = order.ordered(kept, _mark, descending=order.parse(parameters.sort_by)[1])
+    doc.matches = DocumentArray(kept[parameters.offset : parameters.offset + parameters.limit])
     for match in doc.matches:
+        if 'embedding' not in parameters.include:
+            match.pop('embedding')
         wire.drop_private_tags(match)
+
+
+def _mark(match: Document) -> order.Mark:
+    kind, value = match.tags[wire.SORT]
+    return int(kind), value
 
 
 def clip_scores(doc: Document, scale: float) -> None:

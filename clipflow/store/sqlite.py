@@ -9,7 +9,7 @@ import json
 import os
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +28,7 @@ from clipflow.errors import (
     StorageFull,
     Unavailable,
 )
-from clipflow.filters import REGEX_FUNCTION, Filter
+from clipflow.filters import REGEX_FUNCTION, Filter, index_expression
 from clipflow.store.migrations import migrate
 
 _VARIABLES = 30_000
@@ -80,10 +80,12 @@ class Store:
         Conflict: another process has the workspace, or a newer clipflow wrote it.
         ModelMismatch: its vectors were made with another model.
         ReadOnly: it cannot be written.
+        InvalidFilter: one of `indexed_tags`, which filters are to find quickly, cannot be the name of a tag.
     """
 
-    def __init__(self, directory: Path, fingerprint: str, model: str) -> None:
+    def __init__(self, directory: Path, fingerprint: str, model: str, indexed_tags: Collection[str] = ()) -> None:
         self.directory = directory
+        self.indexed_tags = tuple(indexed_tags)
         self._lock_file: int | None = _lock(directory)
         self._local = threading.local()
         self._writing = threading.Lock()
@@ -93,6 +95,7 @@ class Store:
                 self._db = self._connect()
                 migrate(self._db)
             self._claim(fingerprint, model)
+            self._index_tags()
         except BaseException:
             self.close()
             raise
@@ -118,6 +121,19 @@ class Store:
                 f'the vectors in {self.directory} were made with the model {meta.get("model")!r} ({found}), not with '
                 f'{model!r} ({fingerprint}); set CLIPFLOW_MODEL back, or choose another CLIPFLOW_WORKSPACE'
             )
+
+    def _index_tags(self) -> None:
+        """An index of each declared tag, and none of others."""
+        wanted = {f'tag_{name}': index_expression(name) for name in self.indexed_tags}
+        sql = "SELECT name FROM sqlite_master WHERE type = 'index' AND name LIKE 'tag\\_%' ESCAPE '\\'"
+        there = {row[0] for row in self._read(sql)}
+        if there == set(wanted):
+            return
+        with self._transaction() as db:
+            for name in there - set(wanted):
+                db.execute(f'DROP INDEX {_quoted(name)}')
+            for name in set(wanted) - there:
+                db.execute(f'CREATE INDEX {_quoted(name)} ON documents ({wanted[name]})')
 
     def _meta(self) -> dict[str, str]:
         return dict(self._read('SELECT name, value FROM meta'))
@@ -324,6 +340,10 @@ def _matrix(rows: Sequence[Any]) -> KeysAndVectors:
         return np.empty(0, np.int64), np.empty((0, 0), np.float32)
     matrix = np.frombuffer(b''.join(row[1] for row in rows), dtype=np.float32).reshape(len(rows), -1)
     return np.array([row[0] for row in rows], dtype=np.int64), matrix
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
 
 
 def other_precision(stored: str, given: str) -> ModelMismatch:

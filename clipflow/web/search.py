@@ -44,7 +44,12 @@ class SearchRequest(Part):
     offset: int = Field(0, ge=0)
     filter: dict[str, Any] | None = None
     min_score: float | None = None
+    relevance: float | None = None
     group_by: str | None = None
+    dedup: float | None = None
+    sort_by: str | None = None
+    nprobe: int | None = None
+    ef_search: int | None = None
     templates: list[str] | None = None
 
     @model_validator(mode='after')
@@ -55,8 +60,8 @@ class SearchRequest(Part):
 
     def parameters(self) -> dict[str, Any]:
         """For the Flow."""
-        names = ('limit', 'offset', 'filter', 'min_score', 'group_by', 'templates')
-        return {name: value for name in names if (value := getattr(self, name)) is not None}
+        names = type(self).model_fields.keys() - {*_KINDS, 'query', 'weight'}
+        return {name: value for name in sorted(names) if (value := getattr(self, name)) is not None}
 
 
 class Match(BaseModel):

@@ -33,7 +33,7 @@ class VectorIndexer(Room):
         settings = self.settings
         memory = settings.index_memory or memory_for_vectors()
         wanted = Wanted(settings.index_kind, settings.index_vectors, memory, settings.index_recall)
-        store = Store(directory, self.spec.fingerprint, self.spec.name)
+        store = Store(directory, self.spec.fingerprint, self.spec.name, settings.indexed_tags)
         check_kind(settings.index_kind, store.dimension())
         self._index = LiveIndex(store, wanted, Snapshots(settings.snapshot_changes, settings.snapshot_seconds))
         self.work = WorkQueue(self.stage, share_of_cores(0, self.replicas), self.settings.queue_limit)
@@ -73,7 +73,7 @@ class VectorIndexer(Room):
         ids = [*(doc.id for doc in docs), *(parameters.ids or ())]
         if not ids and parameters.filter is None:
             raise InvalidParameter("say what to delete: documents, 'ids' or 'filter' ('/clear' deletes everything)")
-        matching = None if parameters.filter is None else compile_filter(parameters.filter)
+        matching = None if parameters.filter is None else compile_filter(parameters.filter, self.settings.indexed_tags)
         count = await self.work.run(parameters, self._index.delete, ids, matching)
         return wire.result_document(self.stage, {'deleted': count})
 
@@ -99,7 +99,7 @@ class VectorIndexer(Room):
         queries = [doc for doc in queries if not wire.failed(doc)]
         if queries:
             matrix = np.stack([doc.embedding for doc in queries])
-            found = await self.work.run(parameters, self._index.search, matrix, _query(parameters))
+            found = await self.work.run(parameters, self._index.search, matrix, self._query(parameters))
             for doc, hits in zip(queries, found, strict=True):
                 doc.matches = DocumentArray([_match(hit, parameters) for hit in hits])
                 if 'embedding' not in parameters.include:
@@ -112,7 +112,7 @@ class VectorIndexer(Room):
         store = self._index.store
         ids = [*(doc.id for doc in docs), *(parameters.ids or ())]
         if not ids:
-            page = compile_filter(parameters.filter or {})
+            page = compile_filter(parameters.filter or {}, self.settings.indexed_tags)
             records = await self.work.run(parameters, store.page, page, parameters.limit, parameters.offset, **wanted)
             return DocumentArray([document_of(record, parameters.include) for record in records])
         found = await self.work.run(parameters, store.by_ids, list(dict.fromkeys(ids)), **wanted)
@@ -130,6 +130,22 @@ class VectorIndexer(Room):
     async def tell(self, docs: DocumentArray, parameters: Parameters) -> DocumentArray:
         """`/status`."""
         return self.status(docs, **self._index.status(), workspace=str(self.settings.workspace))
+
+    def _query(self, parameters: SearchParameters) -> Query:
+        tags = self.settings.indexed_tags
+        return Query(
+            limit=parameters.limit + parameters.offset,
+            matching=None if parameters.filter is None else compile_filter(parameters.filter, tags),
+            min_score=parameters.min_score,
+            relevance=parameters.relevance,
+            group_by=parameters.group_by,
+            dedup=parameters.dedup,
+            sort_by=parameters.sort_by,
+            thumbnails='thumbnail' in parameters.include,
+            vectors='embedding' in parameters.include,
+            percentiles='percentile' in parameters.include,
+            effort=Effort(parameters.nprobe, parameters.ef_search),
+        )
 
     def _check_model(self, doc: Document) -> str:
         """The precision that the embedding was made with."""
@@ -150,21 +166,15 @@ class VectorIndexer(Room):
             self._index.close()
 
 
-def _query(parameters: SearchParameters) -> Query:
-    return Query(
-        limit=parameters.limit + parameters.offset,
-        matching=None if parameters.filter is None else compile_filter(parameters.filter),
-        min_score=parameters.min_score,
-        group_by=parameters.group_by,
-        thumbnails='thumbnail' in parameters.include,
-        vectors='embedding' in parameters.include,
-        effort=Effort(parameters.nprobe, parameters.ef_search),
-    )
-
-
 def _match(hit: Hit, parameters: SearchParameters) -> Document:
-    match = document_of(hit.record, parameters.include)
+    # Near-duplicates on different shards are found by the ranker, which needs the vectors for it.
+    include = [*parameters.include, 'embedding'] if parameters.dedup is not None else parameters.include
+    match = document_of(hit.record, include)
     match.scores['cosine'] = NamedScore(value=hit.score)
+    if 'percentile' in parameters.include and hit.percentile is not None:
+        match.scores['percentile'] = NamedScore(value=hit.percentile)
+    if hit.mark is not None:
+        match.tags[wire.SORT] = list(hit.mark)
     if parameters.group_by is not None:
         match.tags[wire.GROUP] = hit.group
     return match

@@ -26,7 +26,7 @@ class ResultRanker(Room):
         """`/search`."""
         for doc in wire.chosen(docs, parameters.access_paths):
             if not wire.failed(doc):
-                scores.merge(doc, parameters.limit, parameters.offset)
+                scores.merge(doc, parameters)
             wire.strip(doc)
 
     @endpoint('/rank', parse=EncodeParameters)

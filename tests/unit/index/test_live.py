@@ -130,3 +130,53 @@ def test_the_status_counts_documents(live: LiveIndex) -> None:
     live.upsert([record('a', AXES[0]), record('b', AXES[1])])
     assert live.status()['documents'] == 2
     assert live.status()['kind'] == 'flat'
+
+
+def ids(live: LiveIndex, vector: np.ndarray, limit: int, **options: Any) -> list[str]:
+    return [identifier for identifier, _ in top(live, vector, limit, **options)]
+
+
+def near(cosine: float, axis: int = 1) -> np.ndarray:
+    """A unit vector at this cosine from the first axis."""
+    return (cosine * AXES[0] + np.sqrt(1 - cosine**2) * AXES[axis]).astype(np.float32)
+
+
+def test_near_duplicates_are_left_out_and_others_take_their_places(live: LiveIndex) -> None:
+    # Twenty that are nearly one, and three that are not: more has to be looked at than was asked for.
+    same = [record(f's{n:02}', near(0.99 - n * 1e-5)) for n in range(20)]
+    live.upsert([*same, record('x', near(0.5, 2)), record('y', near(0.4, 3)), record('z', near(0.3))])
+    assert ids(live, AXES[0], 3, dedup=0.95) == ['s00', 'x', 'y']
+    assert ids(live, AXES[0], 3) == ['s00', 's01', 's02']
+    assert ids(live, AXES[0], 4, dedup=0.95)[:3] == ids(live, AXES[0], 3, dedup=0.95)
+
+
+def test_what_is_relevant_comes_in_the_order_of_a_tag(live: LiveIndex) -> None:
+    prices = [5, 1, None, 3, 9]
+    live.upsert([record(f'{n}', near(0.9 - n / 10), price=price) for n, price in enumerate(prices)])
+    assert ids(live, AXES[0], 9, sort_by='price', min_score=0.55) == ['1', '3', '0', '2']
+    assert ids(live, AXES[0], 9, sort_by='-price', min_score=0.45) == ['4', '0', '3', '1', '2']
+    assert ids(live, AXES[0], 2, sort_by='price', min_score=0.55) == ['1', '3']
+
+
+def test_relevance_keeps_what_scores_higher_than_a_share_of_the_collection(live: LiveIndex) -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(500, 4))
+    rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    live.upsert([record(f'{n}', row) for n, row in enumerate(rows)])
+    scores = np.sort(rows @ AXES[0])
+    for share in (0.5, 0.9, 0.99):
+        (hits,) = live.search(AXES[:1], Query(1000, relevance=share, percentiles=True))
+        # The whole collection is the sample here, so that the share is exact.
+        assert len(hits) == np.count_nonzero(scores > np.quantile(scores, share))
+        for hit in hits:
+            assert hit.percentile == pytest.approx(np.mean(scores < hit.score), abs=0.003)
+    assert live.search(AXES[:1], Query(3))[0][0].percentile is None
+    live.upsert([record('more', AXES[0])])
+    assert live.search(AXES[:1], Query(1, percentiles=True))[0][0].percentile == 1.0
+
+
+def test_the_sample_is_drawn_again_when_the_collection_has_changed(live: LiveIndex) -> None:
+    live.upsert([record(f'{n}', AXES[1]) for n in range(50)])
+    assert live.search(near(0.5)[None], Query(1, percentiles=True))[0][0].percentile == 0.0
+    live.upsert([record(f'low{n}', -AXES[1]) for n in range(50)])
+    assert live.search(near(0.5)[None], Query(1, percentiles=True))[0][0].percentile == pytest.approx(0.5)

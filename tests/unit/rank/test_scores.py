@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from clipflow import wire
 from clipflow.errors import InvalidDocument
 from clipflow.rank.scores import clip_scores, merge
+from clipflow.wire import SearchParameters
 
 
 def match(identifier: str, score: float, group: object = None) -> Document:
@@ -25,7 +26,7 @@ def match(identifier: str, score: float, group: object = None) -> Document:
 
 def merged(matches: list[Document], limit: int = 10, offset: int = 0) -> list[str]:
     doc = Document(text='query', matches=DocumentArray(matches))
-    merge(doc, limit, offset)
+    merge(doc, SearchParameters(limit=limit, offset=offset))
     return [found.id for found in doc.matches]
 
 
@@ -36,7 +37,7 @@ def test_the_best_stand_first_and_ties_go_by_id() -> None:
 
 def test_one_document_from_two_shards_is_shown_once_with_its_best_score() -> None:
     doc = Document(matches=DocumentArray([match('a', 0.4), match('b', 0.5), match('a', 0.6)]))
-    merge(doc, 10, 0)
+    merge(doc, SearchParameters())
     assert [(found.id, found.scores['cosine'].value) for found in doc.matches] == [('a', 0.6), ('b', 0.5)]
 
 
@@ -67,7 +68,7 @@ def test_offset_and_limit_cut_the_merged_order(limit: int, offset: int, expected
 
 def test_private_tags_do_not_leave_the_service() -> None:
     doc = Document(matches=DocumentArray([match('a', 0.4, 'x')]))
-    merge(doc, 10, 0)
+    merge(doc, SearchParameters())
     assert doc.matches[0].tags == {'mine': 'a'}
 
 
@@ -144,3 +145,29 @@ def test_a_candidate_that_failed_goes_last_and_keeps_its_error() -> None:
 def test_nothing_to_order_is_an_error_of_the_document() -> None:
     with pytest.raises(InvalidDocument, match="'q'"):
         clip_scores(query(), 100.0)
+
+
+def test_near_duplicates_of_several_shards_leave_the_best_and_their_vectors_stay_behind() -> None:
+    rows = {'a': [1, 0], 'b': [0.6, 0.8], 'c': [0.98, 0.199], 'd': [0, 1]}
+    matches = [match(name, 0.9 - 0.1 * n) for n, name in enumerate(rows)]
+    for found in matches:
+        found.embedding = np.array(rows[found.id], dtype=np.float32)
+    doc = Document(matches=DocumentArray(matches))
+    merge(doc, SearchParameters(dedup=0.9))
+    assert [found.id for found in doc.matches] == ['a', 'b', 'd']
+    assert all(found.embedding is None for found in doc.matches)
+
+
+@pytest.mark.parametrize(
+    ('sort_by', 'expected'),
+    [('n', ['b', 'c', 'a', 'text', 'none']), ('-n', ['a', 'b', 'c', 'text', 'none'])],
+)
+def test_results_in_the_order_of_a_tag_are_merged_in_it(sort_by: str, expected: list[str]) -> None:
+    marks = {'none': [2, ''], 'text': [1, 'x'], 'a': [0, 5.0], 'b': [0, 1.0], 'c': [0, 1.0]}
+    matches = [match(name, 0.9 - 0.1 * n) for n, name in enumerate(marks)]
+    for found in matches:
+        found.tags[wire.SORT] = marks[found.id]
+    doc = Document(matches=DocumentArray(matches))
+    merge(doc, SearchParameters(sort_by=sort_by, min_score=0))
+    assert [found.id for found in doc.matches] == expected
+    assert all(wire.SORT not in found.tags for found in doc.matches)
