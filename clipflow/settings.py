@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from clipflow import ROOT
@@ -150,6 +150,8 @@ class IndexerSettings(RoomSettings):
     workspace: Path = Field(
         ROOT / 'workspace', description='Directory of the stored documents; `workspace/` beside flow.yml.'
     )
+    shard: int = Field(0, ge=0, description='Number of this shard, from 0 on ([indexer](indexer.md)).')
+    shards: int = Field(1, ge=1, le=1024, description='How many shards there are; each keeps the ids that hash to it.')
     index_kind: str = Field(
         'auto',
         description='Kind of index: `auto`, `flat` (exact), `hnsw`, `ivf`, `ivfpq`, or a factory string of FAISS '
@@ -176,6 +178,12 @@ class IndexerSettings(RoomSettings):
     mix_precisions: bool = Field(
         False, description='Allow vectors that were made in int8 beside others; their scores are not quite comparable.'
     )
+
+    @model_validator(mode='after')
+    def _among_them(self) -> Self:
+        if self.shard >= self.shards:
+            raise ValueError(f'shard {self.shard} of {self.shards} is not there; they are numbered from 0')
+        return self
 
     @field_validator('indexed_tags', mode='before')
     @classmethod

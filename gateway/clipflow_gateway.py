@@ -14,7 +14,8 @@ from jina.serve.runtimes.servers.composite import CompositeBaseServer
 from clipflow import logs
 from clipflow.border.door import Door
 from clipflow.border.process import prepare_process
-from clipflow.border.route import CHANNEL_OPTIONS, Route
+from clipflow.border.route import Route
+from clipflow.border.stage import CHANNEL_OPTIONS
 from clipflow.settings import GatewaySettings
 from clipflow.web.app import create_app
 

@@ -14,6 +14,6 @@ from clipflow.errors import ClipflowError
 from clipflow_client.aio import AsyncClient
 from clipflow_client.client import Client
 from clipflow_client.items import Item, document
-from clipflow_client.results import Match, Outcome
+from clipflow_client.results import Match, Matches, Outcome
 
-__all__ = ['AsyncClient', 'Client', 'ClipflowError', 'Item', 'Match', 'Outcome', 'document']
+__all__ = ['AsyncClient', 'Client', 'ClipflowError', 'Item', 'Match', 'Matches', 'Outcome', 'document']

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from clipflow import errors, wire
 from clipflow.errors import ClipflowError, Internal, InvalidDocument, Timeout, TooLarge, Unavailable
 from clipflow_client.items import Item, document
-from clipflow_client.results import Match, Outcome, match_of, outcome_of
+from clipflow_client.results import Matches, Outcome, matches_of, outcome_of
 
 _METHOD = '/jina.JinaSingleDataRequestRPC/process_single_data'
 _OPTIONS = [
@@ -59,7 +59,7 @@ class AsyncClient:
         """Close the channel."""
         await self._channel.close()
 
-    async def search(self, query: Item, **parameters: Any) -> list[Match]:
+    async def search(self, query: Item, **parameters: Any) -> Matches:
         """The matches of one query, best first.
 
         Args:
@@ -68,11 +68,11 @@ class AsyncClient:
         """
         return (await self.search_many([query], **parameters))[0]
 
-    async def search_many(self, queries: Sequence[Item], **parameters: Any) -> list[list[Match]]:
+    async def search_many(self, queries: Sequence[Item], **parameters: Any) -> list[Matches]:
         """The matches of each query."""
         docs = DocumentArray([document(query) for query in queries])
         found = [_sound(doc) for doc in await self.post('/search', docs, parameters)]
-        return [[match_of(match) for match in doc.matches] for doc in found]
+        return [matches_of(doc) for doc in found]
 
     async def encode(self, items: Sequence[Item], **parameters: Any) -> NDArray[np.float32]:
         """Embeddings of N items, float32 of unit length, [N, D], in their order."""

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from clipflow_client.aio import AsyncClient
 from clipflow_client.items import Item
-from clipflow_client.results import Match, Outcome
+from clipflow_client.results import Matches, Outcome
 
 T = TypeVar('T')
 
@@ -43,11 +43,11 @@ class Client:
             self._thread.join()
             self._loop.close()
 
-    def search(self, query: Item, **parameters: Any) -> list[Match]:
+    def search(self, query: Item, **parameters: Any) -> Matches:
         """See `AsyncClient.search`."""
         return self._wait(self._client.search(query, **parameters))
 
-    def search_many(self, queries: Sequence[Item], **parameters: Any) -> list[list[Match]]:
+    def search_many(self, queries: Sequence[Item], **parameters: Any) -> list[Matches]:
         """See `AsyncClient.search_many`."""
         return self._wait(self._client.search_many(queries, **parameters))
 

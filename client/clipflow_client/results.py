@@ -19,6 +19,14 @@ class Match:
     text: str = ''
     tags: dict[str, Any] = field(default_factory=dict)
     thumbnail: bytes = b''
+    percentile: float | None = None
+    """Share of the collection that fits the query less; only where it was asked for."""
+
+
+class Matches(list[Match]):
+    """The results of one query, best first. `partial`: a shard was away, and its documents are missing."""
+
+    partial: bool = False
 
 
 @dataclass(frozen=True)
@@ -32,7 +40,15 @@ class Outcome:
 def match_of(doc: Document) -> Match:
     """From a match on the wire; the score is exact to 6 decimals."""
     score = round(doc.scores['cosine'].value, 6) if 'cosine' in doc.scores else 0.0
-    return Match(doc.id, score, doc.uri or '', doc.text or '', wire.plain_tags(doc), doc.blob or b'')
+    percentile = round(doc.scores['percentile'].value, 4) if 'percentile' in doc.scores else None
+    return Match(doc.id, score, doc.uri or '', doc.text or '', wire.plain_tags(doc), doc.blob or b'', percentile)
+
+
+def matches_of(doc: Document) -> Matches:
+    """From a query that came back."""
+    found = Matches(match_of(match) for match in doc.matches)
+    found.partial = wire.PARTIAL in doc.tags
+    return found
 
 
 def outcome_of(doc: Document) -> Outcome:

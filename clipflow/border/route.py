@@ -1,7 +1,7 @@
 """The way of a request through the stages: one gRPC call after the other, the bytes of a reply are the next request.
 
 Jina's own gateway copies its graph for every request and takes each message apart between the stages, which costs as
-much as the calls themselves. Only chains are served; everything that clipflow promises is one.
+much as the calls themselves. Only chains are served, in which one stage may be several shards (`shards.py`).
 """
 
 import json
@@ -11,28 +11,13 @@ from argparse import Namespace
 from collections.abc import Sequence
 from typing import Any
 
-import grpc
 from jina.proto import jina_pb2
 from jina.types.request.data import DataRequest
 
-from clipflow.errors import ClipflowError, InvalidParameter, NotReady, Timeout, TooLarge, Unavailable
+from clipflow.border.shards import Shards
+from clipflow.border.stage import Stage
+from clipflow.errors import InvalidParameter
 
-# Jina's own options ping an idle stage every ten seconds. A stage takes that for an attack and hangs up ("too many
-# pings"), and the request that comes next is lost; so there are no pings without calls, and during long calls they are
-# as rare as servers allow by default (five minutes). gRPC waits up to two minutes before it looks again for a stage
-# that was away, and asks a proxy even for this host.
-CHANNEL_OPTIONS: dict[str, Any] = {
-    'grpc.max_send_message_length': -1,
-    'grpc.max_receive_message_length': -1,
-    'grpc.enable_http_proxy': 0,
-    'grpc.keepalive_permit_without_calls': 0,
-    'grpc.keepalive_time_ms': 310_000,
-    'grpc.keepalive_timeout_ms': 10_000,
-    'grpc.initial_reconnect_backoff_ms': 200,
-    'grpc.max_reconnect_backoff_ms': 1000,
-    'grpc.lb_policy_name': 'round_robin',
-}
-_METHOD = '/jina.JinaSingleDataRequestRPC/process_single_data'
 _FIRST_FIELD = b'\n'
 _START, _END, _GATEWAY = 'start-gateway', 'end-gateway', 'gateway'
 
@@ -41,12 +26,12 @@ class Route:
     """The stages in their order.
 
     Args:
-        stages: the name of each, and the addresses of its replicas.
+        stages: the name of each, and for each of its shards (mostly one) the addresses of the replicas.
         timeout: seconds for one stage, beside the deadline of the request; None: no limit of its own.
     """
 
-    def __init__(self, stages: Sequence[tuple[str, Sequence[str]]], timeout: float | None = None) -> None:
-        self._stages = [_Stage(name, addresses, timeout) for name, addresses in stages]
+    def __init__(self, stages: Sequence[tuple[str, Sequence[Sequence[str]]]], timeout: float | None = None) -> None:
+        self._stages = [_stage(name, parts, timeout) for name, parts in stages]
 
     @classmethod
     def of(cls, arguments: Namespace) -> 'Route':
@@ -57,14 +42,17 @@ class Route:
         """
         graph: dict[str, list[str]] = json.loads(arguments.graph_description)
         addresses = json.loads(arguments.deployments_addresses)
-        names, following = [], graph.get(_START, [])
+        stages: list[tuple[str, list[list[str]]]] = []
+        following = graph.get(_START, [])
         while following and following != [_END]:
-            if len(following) > 1 or following[0] in names:
+            after = [graph.get(name, []) for name in following]
+            name = _shared_name(following)
+            if name is None or name in dict(stages) or any(other != after[0] for other in after):
                 raise InvalidParameter(f'the gateway serves stages in a chain, but the Flow branches at {following}')
-            names.append(following[0])
-            following = graph.get(following[0], [])
+            stages.append((name, [_of_grpc(addresses[member]) for member in following]))
+            following = after[0]
         timeout = arguments.timeout_send / 1000 if getattr(arguments, 'timeout_send', None) else None
-        return cls([(name, _of_grpc(addresses[name])) for name in names], timeout)
+        return cls(stages, timeout)
 
     async def send(self, request: DataRequest, deadline: float) -> DataRequest:
         """Pass `request` through the stages; the reply of the last, or of the first that fails.
@@ -101,47 +89,23 @@ class Route:
             await stage.close()
 
 
-class _Stage:
-    """One stage: its replicas take turns; one that is away is passed over while another is there."""
+def _stage(name: str, shards: Sequence[Sequence[str]], timeout: float | None) -> Stage | Shards:
+    if len(shards) == 1:
+        return Stage(name, shards[0], timeout)
+    return Shards(name, [Stage(f'{name}_{number}', addresses, timeout) for number, addresses in enumerate(shards)])
 
-    def __init__(self, name: str, addresses: Sequence[str], timeout: float | None) -> None:
-        self.name = name
-        self._timeout = timeout
-        self._channels = [_channel(address) for address in addresses]
-        self._calls = [channel.unary_unary(_METHOD) for channel in self._channels]
-        self._turn = -1
 
-    async def send(self, data: bytes, deadline: float) -> bytes:
-        left = deadline - time.time()
-        try:
-            reply: bytes = await self._next()(data, timeout=left if self._timeout is None else min(left, self._timeout))
-            return reply
-        except grpc.aio.AioRpcError as error:
-            raise _translated(error, self.name) from None
-
-    def _next(self) -> Any:
-        for _ in self._calls:
-            self._turn = (self._turn + 1) % len(self._calls)
-            if len(self._calls) == 1 or self._channels[self._turn].get_state(True) is grpc.ChannelConnectivity.READY:
-                break
-        return self._calls[self._turn]
-
-    async def close(self) -> None:
-        for channel in self._channels:
-            await channel.close()
+def _shared_name(members: list[str]) -> str | None:
+    """The name of a stage that is alone, or of shards `name_0`, `name_1`, ...; None if they are no such."""
+    if len(members) == 1:
+        return members[0]
+    name = members[0].removesuffix('_0')
+    return name if members == [f'{name}_{number}' for number in range(len(members))] else None
 
 
 def _of_grpc(addresses: Any) -> list[str]:
     found: list[str] = addresses.get('GRPC', []) if isinstance(addresses, dict) else addresses
     return found
-
-
-def _channel(address: str) -> grpc.aio.Channel:
-    scheme, _, host = address.rpartition('://')
-    options = list(CHANNEL_OPTIONS.items())
-    if scheme in ('grpcs', 'https'):
-        return grpc.aio.secure_channel(host, grpc.ssl_channel_credentials(), options)
-    return grpc.aio.insecure_channel(host, options)
 
 
 def _wanted(pattern: str) -> re.Pattern[str] | None:
@@ -164,16 +128,3 @@ def _status(data: bytes) -> int:
         if byte < 128:
             break
     return int(jina_pb2.HeaderProto.FromString(data[position : position + size]).status.code)
-
-
-def _translated(error: grpc.aio.AioRpcError, stage: str) -> ClipflowError:
-    code = error.code()
-    if code == grpc.StatusCode.DEADLINE_EXCEEDED:
-        return Timeout(f'the {stage} did not answer in time; ask for less or allow more time')
-    if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN):
-        return Unavailable(
-            f'the {stage} cannot be reached; it is starting, or it has failed and is restarted; try again'
-        )
-    if code == grpc.StatusCode.RESOURCE_EXHAUSTED:
-        return TooLarge(f'a message to the {stage} is too large; send fewer documents at once')
-    return NotReady(f'the {stage} answers {code.name.lower()}; try again')

@@ -83,7 +83,14 @@ class Store:
         InvalidFilter: one of `indexed_tags`, which filters are to find quickly, cannot be the name of a tag.
     """
 
-    def __init__(self, directory: Path, fingerprint: str, model: str, indexed_tags: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        fingerprint: str,
+        model: str,
+        indexed_tags: Collection[str] = (),
+        shards: int = 1,
+    ) -> None:
         self.directory = directory
         self.indexed_tags = tuple(indexed_tags)
         self._lock_file: int | None = _lock(directory)
@@ -94,7 +101,7 @@ class Store:
             with _translated():
                 self._db = self._connect()
                 migrate(self._db)
-            self._claim(fingerprint, model)
+            self._claim(fingerprint, model, shards)
             self._index_tags()
         except BaseException:
             self.close()
@@ -108,18 +115,23 @@ class Store:
         db.create_function(REGEX_FUNCTION, 2, _regex, deterministic=True)
         return db
 
-    def _claim(self, fingerprint: str, model: str) -> None:
+    def _claim(self, fingerprint: str, model: str, shards: int) -> None:
         meta = self._meta()
         found = meta.get('fingerprint')
         if found is None or self.count() == 0:
             with self._transaction() as db:
                 db.execute("DELETE FROM meta WHERE name = 'precision'")
-                rows = [('fingerprint', fingerprint), ('model', model)]
+                rows = [('fingerprint', fingerprint), ('model', model), ('shards', str(shards))]
                 db.executemany('INSERT OR REPLACE INTO meta VALUES (?, ?)', rows)
         elif found != fingerprint:
             raise ModelMismatch(
                 f'the vectors in {self.directory} were made with the model {meta.get("model")!r} ({found}), not with '
                 f'{model!r} ({fingerprint}); set CLIPFLOW_MODEL back, or choose another CLIPFLOW_WORKSPACE'
+            )
+        elif int(meta.get('shards', '1')) != shards:
+            raise Conflict(
+                f'{self.directory} holds one of {meta.get("shards", "1")} shards, but {shards} are asked for; set the '
+                'number back, or move the documents with `clipflow reshard`'
             )
 
     def _index_tags(self) -> None:

@@ -95,7 +95,9 @@ def router(flow: FlowCall) -> APIRouter:
         else:
             doc = Document(chunks=[_document(part, vectors) for part in parts])
         reply = only(await flow('/search', DocumentArray([doc]), request.parameters()))
-        return SearchReply(matches=[Match(**match_json(match)) for match in reply.matches], partial=False)
+        return SearchReply(
+            matches=[Match(**match_json(match)) for match in reply.matches], partial=wire.PARTIAL in reply.tags
+        )
 
     return routes
 

@@ -15,6 +15,7 @@ from clipflow.index.keeper import Snapshots
 from clipflow.index.live import Hit, LiveIndex, Query
 from clipflow.records import document_of, record_of
 from clipflow.settings import IndexerSettings
+from clipflow.sharding import shard_of
 from clipflow.store.sqlite import Store, other_precision
 from clipflow.wire import DeleteParameters, EncodeParameters, GetParameters, Parameters, SearchParameters
 from clipflow.work import WorkQueue, share_of_cores
@@ -29,11 +30,11 @@ class VectorIndexer(Room):
 
     def open(self) -> None:
         """See `Room`: take the workspace and read its vectors."""
-        directory = self.settings.workspace / self.stage / str(max(0, self.runtime_args.shard_id))
         settings = self.settings
+        directory = settings.workspace / self.stage / str(settings.shard)
         memory = settings.index_memory or memory_for_vectors()
         wanted = Wanted(settings.index_kind, settings.index_vectors, memory, settings.index_recall)
-        store = Store(directory, self.spec.fingerprint, self.spec.name, settings.indexed_tags)
+        store = Store(directory, self.spec.fingerprint, self.spec.name, settings.indexed_tags, settings.shards)
         check_kind(settings.index_kind, store.dimension())
         self._index = LiveIndex(store, wanted, Snapshots(settings.snapshot_changes, settings.snapshot_seconds))
         self.work = WorkQueue(self.stage, share_of_cores(0, self.replicas), self.settings.queue_limit)
@@ -45,7 +46,7 @@ class VectorIndexer(Room):
         records, precision = [], 'float'
         for doc in wire.chosen(docs, parameters.access_paths):
             with wire.caught(doc, self.stage):
-                if not wire.failed(doc):
+                if not wire.failed(doc) and self._owns(doc.id):
                     precision = self._check_model(doc)
                     records.append(record_of(doc))
         mixed = self.settings.mix_precisions
@@ -59,7 +60,8 @@ class VectorIndexer(Room):
         patches = []
         for doc in docs:
             with wire.caught(doc, self.stage):
-                patches.append((doc, wire.tags_json(doc)))
+                if self._owns(doc.id):
+                    patches.append((doc, wire.tags_json(doc)))
         merge = self._index.store.merge_tags
         found = await self.work.run(parameters, merge, [(doc.id, patch) for doc, patch in patches])
         for (doc, _), known in zip(patches, found, strict=True):
@@ -113,11 +115,16 @@ class VectorIndexer(Room):
         ids = [*(doc.id for doc in docs), *(parameters.ids or ())]
         if not ids:
             page = compile_filter(parameters.filter or {}, self.settings.indexed_tags)
-            records = await self.work.run(parameters, store.page, page, parameters.limit, parameters.offset, **wanted)
+            limit, offset = parameters.limit, parameters.offset
+            if self.settings.shards > 1:
+                # The page is cut from the pages of all shards.
+                limit, offset = limit + offset, 0
+            records = await self.work.run(parameters, store.page, page, limit, offset, **wanted)
             return DocumentArray([document_of(record, parameters.include) for record in records])
-        found = await self.work.run(parameters, store.by_ids, list(dict.fromkeys(ids)), **wanted)
+        own = [identifier for identifier in dict.fromkeys(ids) if self._owns(identifier)]
+        found = await self.work.run(parameters, store.by_ids, own, **wanted)
         result = DocumentArray()
-        for identifier in dict.fromkeys(ids):
+        for identifier in own:
             doc = Document(id=identifier)
             if identifier in found:
                 doc = document_of(found[identifier], parameters.include)
@@ -129,7 +136,11 @@ class VectorIndexer(Room):
     @endpoint('/status', parse=Parameters)
     async def tell(self, docs: DocumentArray, parameters: Parameters) -> DocumentArray:
         """`/status`."""
-        return self.status(docs, **self._index.status(), workspace=str(self.settings.workspace))
+        place = {} if self.settings.shards == 1 else {'shard': self.settings.shard, 'shards': self.settings.shards}
+        reply = self.status(docs, **self._index.status(), **place, workspace=str(self.settings.workspace))
+        if place:
+            reply[-1].id = reply[-1].tags['stage'] = f'{self.stage}_{self.settings.shard}'
+        return reply
 
     def _query(self, parameters: SearchParameters) -> Query:
         tags = self.settings.indexed_tags
@@ -146,6 +157,9 @@ class VectorIndexer(Room):
             percentiles='percentile' in parameters.include,
             effort=Effort(parameters.nprobe, parameters.ef_search),
         )
+
+    def _owns(self, identifier: str) -> bool:
+        return shard_of(identifier, self.settings.shards) == self.settings.shard
 
     def _check_model(self, doc: Document) -> str:
         """The precision that the embedding was made with."""

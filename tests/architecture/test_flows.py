@@ -14,13 +14,15 @@ from .code import ROOT
 FLOWS = sorted((ROOT / 'flows').glob('*.yml'))
 FOREIGN = ROOT / 'flows' / 'clip-server.yml'
 """Its encoder is not ours, and all stages have to know that."""
+SHARDED = ROOT / 'flows' / 'sharded.yml'
+"""Its indexer is several."""
 
 
 def loaded(path: Path) -> dict[str, Any]:
     return load_flow(path, GatewaySettings.load())
 
 
-@pytest.mark.parametrize('path', [path for path in FLOWS if path != FOREIGN], ids=lambda path: path.stem)
+@pytest.mark.parametrize('path', [path for path in FLOWS if path not in (FOREIGN, SHARDED)], ids=lambda path: path.stem)
 def test_a_variant_is_the_flow_with_another_encoder(path: Path) -> None:
     flow, variant = loaded(ROOT / 'flow.yml'), loaded(path)
     assert variant | {'executors': []} == flow | {'executors': []}
@@ -47,6 +49,19 @@ def test_the_foreign_encoder_stands_before_a_room_that_takes_its_vectors() -> No
             assert parts.pop(one['name']) == {**one, 'uses_with': model}
     external = yaml.safe_load((ROOT / 'executors/clip_server/external/encoder.yml').read_text(encoding='utf-8'))
     assert model == {'model': 'clip-server::' + external['with']['name']}
+
+
+def test_the_sharded_flow_is_the_flow_with_an_indexer_for_each_shard() -> None:
+    flow, variant = loaded(ROOT / 'flow.yml'), loaded(SHARDED)
+    assert variant | {'executors': []} == flow | {'executors': []}
+    own = {part['name']: part for part in flow['executors']}
+    shards = [part for part in variant['executors'] if part['name'].startswith('indexer_')]
+    others = [part for part in variant['executors'] if part not in shards]
+    names = [f'indexer_{n}' for n in range(len(shards))]
+    for number, (part, name) in enumerate(zip(shards, names, strict=True)):
+        settings = {'shard': number, 'shards': len(shards)}
+        assert part == own['indexer'] | {'name': name, 'needs': 'encoder', 'uses_with': settings}
+    assert others == [own['preprocessor'], own['encoder'], own['ranker'] | {'needs': names}]
 
 
 @pytest.mark.parametrize('path', FLOWS, ids=lambda path: path.stem)

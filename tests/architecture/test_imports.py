@@ -13,6 +13,7 @@ ALLOWED: dict[str, set[str]] = {
     'filters': {'errors'},
     'wire': {'errors', 'filters'},
     'order': set(),
+    'sharding': set(),
     'work': {'errors', 'wire'},
     'gathering': {'errors', 'wire', 'work'},
     'cache': set(),
@@ -33,7 +34,7 @@ ALLOWED: dict[str, set[str]] = {
     'index': {'errors', 'filters', 'store', 'order', 'vectors'},
     'rank': {'errors', 'wire', 'order', 'vectors'},
     'web': {'errors', 'settings', 'wire'},
-    'border': {'errors', 'settings', 'wire', 'work', 'logs', 'weights'},
+    'border': {'errors', 'settings', 'wire', 'work', 'logs', 'weights', 'sharding'},
     'client': {'errors', 'wire'},
     'cli': {'errors', 'settings', 'weights', 'sessions', 'border', 'client'},
 }

@@ -14,7 +14,8 @@ from docarray import Document, DocumentArray
 from jina.proto import jina_pb2
 from jina.types.request.data import DataRequest
 
-from clipflow.border.route import CHANNEL_OPTIONS, Route
+from clipflow.border.route import Route
+from clipflow.border.stage import CHANNEL_OPTIONS
 from clipflow.errors import InvalidParameter, Timeout, Unavailable
 from service import free_port
 
@@ -66,7 +67,7 @@ def soon() -> float:
 
 
 async def through(*stages: tuple[str, list[str]], target: str = '', deadline: float | None = None) -> DataRequest:
-    route = Route(stages)
+    route = Route([(name, [addresses]) for name, addresses in stages])
     try:
         return await route.send(request(target), deadline or soon())
     finally:
@@ -112,7 +113,7 @@ def test_a_target_that_is_no_expression_is_refused() -> None:
 def test_replicas_take_turns() -> None:
     async def run() -> list[str]:
         async with stage('1') as one, stage('2') as two:
-            route = Route([('a', [one, two])])
+            route = Route([('a', [[one, two]])])
             replies = [(await route.send(request(), soon())).docs[0].text for _ in range(8)]
             await route.close()
             return replies
@@ -125,7 +126,7 @@ def test_a_replica_that_is_away_is_passed_over_and_used_again_when_it_is_back() 
     async def run() -> tuple[list[str], list[str]]:
         port = free_port()
         async with stage('1') as one:
-            route = Route([('a', [one, f'127.0.0.1:{port}'])])
+            route = Route([('a', [[one, f'127.0.0.1:{port}']])])
             while True:
                 try:
                     await route.send(request(), soon())

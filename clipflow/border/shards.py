@@ -1,0 +1,168 @@
+"""A stage in several shards: every one sees every call, and their answers become one.
+
+The gateway does this itself. Jina's head between gateway and shards costs a call more, hides a shard that failed, keeps
+whatever came first and sorts nothing.
+"""
+
+import asyncio
+from collections.abc import Sequence
+
+from docarray.proto.docarray_pb2 import DocumentProto
+from jina.proto.jina_pb2 import DataRequestProto, StatusProto
+
+from clipflow import wire
+from clipflow.border.stage import Stage
+from clipflow.errors import ClipflowError, Unavailable
+from clipflow.sharding import shard_of
+
+Replies = dict[int, DataRequestProto]
+"""By number of the shard, without those that are away."""
+
+
+class Shards:
+    """See the module.
+
+    Args:
+        name: of the stage.
+        members: its shards, by their numbers.
+    """
+
+    def __init__(self, name: str, members: Sequence[Stage]) -> None:
+        self.name = name
+        self._members = members
+
+    async def send(self, data: bytes, deadline: float) -> bytes:
+        """Pass a message to all shards, and make one message of their answers.
+
+        Raises:
+            ClipflowError: no shard can be reached, or one that this call cannot do without.
+        """
+        request = DataRequestProto.FromString(data)
+        merge = _MERGES.get(request.header.exec_endpoint)
+        if merge is None:
+            return await self._any(data, deadline)
+        answers = await asyncio.gather(
+            *(member.send(data, deadline) for member in self._members), return_exceptions=True
+        )
+        replies: Replies = {}
+        away: dict[int, ClipflowError] = {}
+        for number, answer in enumerate(answers):
+            if isinstance(answer, ClipflowError):
+                away[number] = answer
+            elif isinstance(answer, BaseException):
+                raise answer
+            else:
+                replies[number] = DataRequestProto.FromString(answer)
+                if replies[number].header.status.code == StatusProto.ERROR:
+                    return answer
+        if not replies:
+            raise next(iter(away.values()))
+        merge(request, replies, away)
+        return bytes(next(iter(replies.values())).SerializeToString())
+
+    async def _any(self, data: bytes, deadline: float) -> bytes:
+        """One shard is as good as another for what it only passes on."""
+        for member in self._members[:-1]:
+            try:
+                return await member.send(data, deadline)
+            except Unavailable:
+                continue
+        return await self._members[-1].send(data, deadline)
+
+    async def close(self) -> None:
+        """Close the channels."""
+        for member in self._members:
+            await member.close()
+
+
+# Each of these changes the first reply in place.
+
+
+def _searched(request: DataRequestProto, replies: Replies, away: dict[int, ClipflowError]) -> None:
+    """All matches of a query; the ranker sorts and cuts. What is missing is said."""
+    first, *others = (reply.data.docs.docs for reply in replies.values())
+    for position, doc in enumerate(first):
+        for other in others:
+            doc.matches.extend(other[position].matches)
+            if wire.ERROR in other[position].tags:
+                doc.tags[wire.ERROR] = other[position].tags[wire.ERROR]
+        if away:
+            doc.tags[wire.PARTIAL] = True
+
+
+def _owned(request: DataRequestProto, replies: Replies, away: dict[int, ClipflowError]) -> None:
+    """Of each document what its own shard says of it."""
+    shards = len(replies) + len(away)
+    first = next(iter(replies.values())).data.docs.docs
+    for position, doc in enumerate(first):
+        owner = shard_of(doc.id, shards)
+        if owner in replies:
+            doc.CopyFrom(replies[owner].data.docs.docs[position])
+        elif wire.ERROR not in doc.tags:
+            _fail(doc, away[owner])
+
+
+def _counted(request: DataRequestProto, replies: Replies, away: dict[int, ClipflowError]) -> None:
+    """The sum of the numbers that the shards have counted."""
+    _need_all(away)
+    first, *others = (reply.data.docs.docs[0].tags for reply in replies.values())
+    for name in first:
+        first[name] += sum(other[name] for other in others)
+
+
+def _got(request: DataRequestProto, replies: Replies, away: dict[int, ClipflowError]) -> None:
+    """Documents by id in the order in which they were asked for, or a page: in turns of the shards."""
+    first = next(iter(replies.values()))
+    parameters = request.parameters
+    asked = list(parameters['ids']) if 'ids' in parameters else []
+    ids = list(dict.fromkeys([*(doc.id for doc in request.data.docs.docs), *asked]))
+    if ids:
+        found = {doc.id: doc for reply in replies.values() for doc in reply.data.docs.docs}
+        for identifier in ids:
+            if identifier not in found:
+                found[identifier] = DocumentProto(id=identifier)
+                _fail(found[identifier], away[shard_of(identifier, len(replies) + len(away))])
+        docs = [DocumentProto.FromString(found[identifier].SerializeToString()) for identifier in ids]
+    else:
+        _need_all(away)
+        pages = [list(reply.data.docs.docs) for reply in replies.values()]
+        turns = [page[place] for place in range(max(map(len, pages))) for page in pages if place < len(page)]
+        offset, limit = (int(parameters[name]) if name in parameters else default for name, default in _PAGE)
+        docs = [DocumentProto.FromString(doc.SerializeToString()) for doc in turns[offset : offset + limit]]
+    del first.data.docs.docs[:]
+    first.data.docs.docs.extend(docs)
+
+
+def _told(request: DataRequestProto, replies: Replies, away: dict[int, ClipflowError]) -> None:
+    """What earlier stages said, then what each shard says."""
+    first, *others = (reply.data.docs.docs for reply in replies.values())
+    for other in others:
+        first.append(other[-1])
+    for number, error in away.items():
+        doc = DocumentProto(id=f'indexer_{number}')
+        doc.tags.update({'stage': f'indexer_{number}', 'ready': False, 'warnings': [error.message]})
+        first.append(doc)
+
+
+def _need_all(away: dict[int, ClipflowError]) -> None:
+    for error in away.values():
+        raise error
+
+
+def _fail(doc: DocumentProto, error: ClipflowError) -> None:
+    doc.tags[wire.ERROR] = {'code': error.code, 'message': error.message, 'stage': 'indexer'}
+    for field in ('blob', 'tensor', 'embedding', 'matches', 'chunks'):
+        doc.ClearField(field)
+
+
+_PAGE = (('offset', 0), ('limit', 10))
+_MERGES = {
+    '/search': _searched,
+    '/index': _owned,
+    '/update': _owned,
+    '/delete': _counted,
+    '/clear': _counted,
+    '/snapshot': _counted,
+    '/get': _got,
+    '/status': _told,
+}
