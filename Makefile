@@ -3,7 +3,7 @@ VENV ?= .venv
 PHOTOS ?=
 export VENV
 
-.PHONY: help setup setup-runtimes demo test unit memory check config clean
+.PHONY: help setup setup-runtimes demo test unit memory chaos check config clean
 
 help:  ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1	/' | expand -t 24
@@ -25,6 +25,9 @@ unit: setup  ## The tests that start no service (under two minutes)
 
 memory: setup  ## Ten thousand requests through one service; "make test" sends fewer
 	REQUESTS=10000 $(VENV)/bin/python -m pytest tests/crash/test_memory.py
+
+chaos: setup  ## Kill the index 200 times at random moments, and damage its files; "make test" kills it 24 times
+	CLIPFLOW_TEST_KILLS=200 $(VENV)/bin/python -m pytest tests/crash/test_index_killed.py
 
 check: setup  ## Format, lint and types
 	@scripts/check

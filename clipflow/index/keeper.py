@@ -1,7 +1,7 @@
 """Keeps the index of a store as it should be: loaded at the start, of the right kind, merged, compacted, on disk.
 
-One thread does the long work beside the searches, one task at a time. Whoever writes to the store calls `put`, `remove`
-or `clear` in the same order, one call at a time.
+One thread does the long work beside the searches, one task at a time. Whoever writes to the store holds `writing` from
+before the write until `put`, `remove` or `clear` has told of it: else a snapshot might count a change that it lacks.
 """
 
 import logging
@@ -75,7 +75,7 @@ class Keeper:
         self._asked: deque[NDArray[np.float32]] = deque(maxlen=QUERIES)
         self._now = _Now()
         self._journal: list[NDArray[np.int64]] | None = None
-        self._writing = threading.RLock()
+        self.writing = threading.RLock()
         self._tending = threading.Lock()
         self._changes, self._changed_at = 0, 0.0
         self._wake, self._stop = threading.Event(), threading.Event()
@@ -87,7 +87,7 @@ class Keeper:
 
     def put(self, keys: NDArray[np.int64], rows: NDArray[np.float32]) -> None:
         """[N] keys have new vectors [N, D] in the store."""
-        with self._writing:
+        with self.writing:
             if self.index is None:
                 self.index = LayeredIndex(rows.shape[1], self._store.vectors_of)
                 self.choice = choose(self._wanted, 0, rows.shape[1])
@@ -96,7 +96,7 @@ class Keeper:
 
     def remove(self, keys: NDArray[np.int64]) -> None:
         """Keys are gone from the store."""
-        with self._writing:
+        with self.writing:
             if self.index is not None:
                 self.index.remove(keys)
                 self._note(keys)
@@ -105,7 +105,7 @@ class Keeper:
 
     def clear(self) -> None:
         """Everything is gone from the store."""
-        with self._writing:
+        with self.writing:
             self._forget()
 
     def asked(self, queries: NDArray[np.float32]) -> None:
@@ -119,18 +119,19 @@ class Keeper:
             StorageFull: it could not be written; the snapshot before it stays.
         """
         with self._tending:
-            with self._writing:
+            with self.writing:
                 if self.index is None or self.choice is None:
                     return {'documents': 0, 'sequence': self._store.last_sequence(), 'bytes': 0}
                 moment = snapshot.Moment.of(self.index, self.choice, self._store)
-                self._changes = 0
+                changes, self._changes = self._changes, 0
             try:
                 path = snapshot.write(self._folder, moment)
             except OSError as error:
-                self._changes = self._policy.changes  # still to be done
-                raise StorageFull(f'the snapshot could not be written: {error.strerror}; documents are safe') from None
+                self._changes += changes  # still to be done
+                cause = error.strerror or error
+                raise StorageFull(f'the snapshot could not be written: {cause}; the documents are safe') from None
             self.snapshot_sequence = moment.sequence
-        size = sum(file.stat().st_size for file in path.iterdir())
+            size = sum(file.stat().st_size for file in path.iterdir())
         return {'documents': int(np.count_nonzero(moment.keys)), 'sequence': moment.sequence, 'bytes': size}
 
     def status(self) -> dict[str, Any]:
@@ -240,7 +241,7 @@ class Keeper:
 
     def _renew(self) -> None:
         """Build another index if the kind does not fit any more, or too much of it is dead."""
-        with self._writing:
+        with self.writing:
             index, choice = self.index, self.choice
             if index is None or choice is None:
                 return
@@ -253,19 +254,19 @@ class Keeper:
             new = build(self._store, better, self._queries(index.dimension), self._wanted.recall, self._watch)
             while len(journal := self._taken()) > _JOURNAL_END:
                 self._catch_up(new, journal)
-            with self._tending, self._writing:
+            with self._tending, self.writing:
                 self._catch_up(new, np.concatenate([journal, self._taken()]))
                 # Emptied meanwhile, perhaps filled again with vectors of another length: then this one is no use.
                 if self.index is index:
                     self.index, self.choice = new, better
         finally:
-            with self._writing:
+            with self.writing:
                 self._journal = None
         log.info('the index is now %s (%s)', better.factory or 'flat', better.why)
 
     def _taken(self) -> NDArray[np.int64]:
         """Keys that were written since the last call."""
-        with self._writing:
+        with self.writing:
             journal, self._journal = self._journal or [], []
         return np.concatenate([np.empty(0, np.int64), *journal])
 
@@ -279,10 +280,10 @@ class Keeper:
 
     def _merge(self) -> None:
         """Move plain rows into the FAISS part, as long as there are many."""
-        while self.index is not None and self.index.main is not None and self.index.unmerged >= MERGE_AT:
+        while (index := self.index) is not None and index.main is not None and index.unmerged >= MERGE_AT:
             with self._tending:
                 self._watch('merging', 0.0)
-                self.index.merge(MERGE_AT)
+                index.merge(MERGE_AT)
 
     def _save(self) -> None:
         late = self._changes > 0 and time.monotonic() - self._changed_at >= self._policy.seconds

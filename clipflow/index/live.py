@@ -1,7 +1,6 @@
 """The index that serves: every write goes to the store first, then to the vectors in memory; a search sees both."""
 
 import json
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -79,10 +78,10 @@ class LiveIndex:
 
     def __init__(self, store: Store, wanted: Wanted | None = None, snapshots: Snapshots | None = None) -> None:
         self.store = store
-        self._writing = threading.Lock()
         self._precision = store.precision() or 'float'  # a store of before this was kept holds floats
         self._background = Background(store)
         self.keeper = Keeper(store, wanted or Wanted(), snapshots or Snapshots())
+        self._writing = self.keeper.writing
 
     def __len__(self) -> int:
         return len(self.keeper.index) if self.keeper.index is not None else 0

@@ -1,6 +1,6 @@
 """An index on disk, so that a start need not build it again: a directory `snapshots/<sequence>` beside the database.
 
-    meta.json   format, database, sequence, kind, checksums        keys.i64   key of each slot, 0 for a dead one
+    meta.json   format, token, sequence, kind, checksums           keys.i64   key of each slot, 0 for a dead one
     main.faiss  the FAISS part, where there is one                 rows.f32   vectors of the slots after it
 
 A snapshot is derived: everything in it can be built from the database. It is written under a temporary name, synced and
@@ -9,6 +9,7 @@ renamed; what does not match its checksums, or belongs to another database, is n
 
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -40,7 +41,8 @@ class Moment:
 
     index: LayeredIndex
     choice: Choice
-    store: str
+    token: str
+    """Stands in the database too, as one of the latest two."""
     sequence: int
     keys: NDArray[np.int64]
     start: int
@@ -52,7 +54,9 @@ class Moment:
         view = index.table.view
         keys = view.keys[: view.count].copy()
         keys[view.died[: view.count] <= view.version] = 0
-        return cls(index, choice, store.name, store.last_sequence(), keys, view.count - index.unmerged)
+        token = secrets.token_hex(8)
+        store.note_snapshot(token)
+        return cls(index, choice, token, store.last_sequence(), keys, view.count - index.unmerged)
 
 
 def write(folder: Path, moment: Moment) -> Path:
@@ -70,18 +74,18 @@ def write(folder: Path, moment: Moment) -> Path:
         sums['rows.f32'] = _put(temporary / 'rows.f32', moment.index.rows(moment.start, len(moment.keys)))
         main = moment.index.main
         if main is not None:
-            faiss.write_index(main.faiss, str(temporary / 'main.faiss'))
+            _write_faiss(main, temporary / 'main.faiss')
             sums['main.faiss'] = _sum(temporary / 'main.faiss')
         meta = {
             'format': FORMAT,
-            'store': moment.store,
+            'token': moment.token,
             'sequence': moment.sequence,
             'dimension': moment.index.dimension,
             'choice': asdict(moment.choice),
             'tuned': [main.effort, main.rerank, main.recall] if main is not None else [],
             'sums': sums,
         }
-        (temporary / 'meta.json').write_text(json.dumps(meta))
+        (temporary / 'meta.json').write_text(json.dumps({'meta': meta, 'sum': _sum_of(meta)}))
         for path in [*temporary.iterdir(), temporary]:
             _sync(path)
         shutil.rmtree(final, ignore_errors=True)
@@ -107,16 +111,19 @@ def read(folder: Path, store: Store) -> tuple[LayeredIndex, Choice, int]:
         raise Unusable('there is no snapshot')
     path = folder / str(max(numbers))
     try:
-        meta = json.loads((path / 'meta.json').read_text())
+        written = json.loads((path / 'meta.json').read_text())
+        meta = written['meta']
         if meta['format'] != FORMAT:
             raise Unusable(f'its format is {meta["format"]}, not {FORMAT}')
-        if meta['store'] != store.name or meta['sequence'] > store.last_sequence():
-            raise Unusable('it belongs to another database')
-        index = _index(path, meta, store)
+        if written['sum'] != _sum_of(meta):
+            raise Unusable('meta.json is damaged')
+        # A database that was put back does not know the snapshots that came after it was copied.
+        if meta['token'] not in store.snapshots():
+            raise Unusable('it belongs to another database, or to a later state of this one')
+        return _index(path, meta, store), Choice(**meta['choice']), int(meta['sequence'])
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, AssertionError) as error:
         # RuntimeError and AssertionError: FAISS's words for a file that it cannot read.
         raise Unusable(f'it cannot be read: {str(error)[:200] or type(error).__name__}') from None
-    return index, Choice(**meta['choice']), int(meta['sequence'])
 
 
 def _index(path: Path, meta: dict[str, Any], store: Store) -> LayeredIndex:
@@ -158,8 +165,20 @@ def _put(path: Path, arrays: Any) -> str:
         for array in arrays:
             whole = np.ascontiguousarray(array)
             checksum.update(whole.data)
-            whole.tofile(file)
+            file.write(whole.data)
     return str(checksum.hexdigest())
+
+
+def _write_faiss(main: Approximate, path: Path) -> None:
+    try:
+        faiss.write_index(main.faiss, str(path))
+    except RuntimeError as error:
+        # FAISS's word for any failure to write; the cause stands behind a C++ signature.
+        raise OSError(str(error).rpartition(': ')[2] or str(error)) from None
+
+
+def _sum_of(meta: dict[str, Any]) -> str:
+    return str(xxhash.xxh3_128_hexdigest(json.dumps(meta, sort_keys=True).encode()))
 
 
 def _sum(path: Path) -> str:

@@ -26,7 +26,6 @@ def _m002_changes(db: sqlite3.Connection) -> None:
     db.execute('CREATE INDEX documents_by_sequence ON documents (sequence)')
     # Kept apart from the documents: after the newest is deleted, its number must not come again.
     db.execute("INSERT INTO meta SELECT 'sequence', coalesce(max(sequence), 0) FROM documents")
-    db.execute("INSERT INTO meta SELECT 'store', lower(hex(randomblob(8)))")
 
 
 STEPS: tuple[Callable[[sqlite3.Connection], None], ...] = (_m001_documents, _m002_changes)

@@ -3,7 +3,6 @@
 One process writes (a lock file), through one connection; every thread reads through a connection of its own.
 """
 
-import fcntl
 import itertools
 import json
 import os
@@ -19,32 +18,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipflow.errors import (
-    ClipflowError,
     Conflict,
     DimensionMismatch,
-    Internal,
     ModelMismatch,
-    ReadOnly,
-    StorageFull,
-    Unavailable,
 )
-from clipflow.filters import REGEX_FUNCTION, Filter, index_expression
+from clipflow.filters import Filter, index_expression
+from clipflow.store.connection import connect, lock, translated
 from clipflow.store.migrations import migrate
 
 _VARIABLES = 30_000
 _ROWS_PER_READ = 10_000
-_REGEX_SECONDS = 0.05
-_ERRORS: dict[int, tuple[type[ClipflowError], str]] = {
-    sqlite3.SQLITE_FULL: (
-        StorageFull,
-        'no space is left on the disk of the workspace; nothing of this request is stored',
-    ),
-    sqlite3.SQLITE_READONLY: (ReadOnly, 'the workspace cannot be written to; check its permissions'),
-    sqlite3.SQLITE_CANTOPEN: (ReadOnly, 'the database of the workspace cannot be opened; check its permissions'),
-    sqlite3.SQLITE_IOERR: (Unavailable, 'the disk of the workspace reports an error; see the log of the system'),
-    sqlite3.SQLITE_CORRUPT: (Internal, 'the database of the workspace is damaged; restore it from a backup'),
-    sqlite3.SQLITE_NOTADB: (Internal, 'the file documents.db in the workspace is not a database'),
-}
 
 
 @dataclass(frozen=True)
@@ -61,16 +44,6 @@ class Record:
 
 
 KeysAndVectors = tuple[NDArray[np.int64], NDArray[np.float32]]
-
-
-@contextmanager
-def _translated() -> Iterator[None]:
-    try:
-        yield
-    except sqlite3.Error as error:
-        code = getattr(error, 'sqlite_errorcode', 0) & 0xFF
-        kind, sentence = _ERRORS.get(code, (Internal, f'the store failed: {error}'))
-        raise kind(sentence) from error
 
 
 class Store:
@@ -93,12 +66,12 @@ class Store:
     ) -> None:
         self.directory = directory
         self.indexed_tags = tuple(indexed_tags)
-        self._lock_file: int | None = _lock(directory)
+        self._lock_file: int | None = lock(directory)
         self._local = threading.local()
         self._writing = threading.Lock()
         self._all: list[sqlite3.Connection] = []
         try:
-            with _translated():
+            with translated():
                 self._db = self._connect()
                 migrate(self._db)
             self._claim(fingerprint, model, shards)
@@ -108,12 +81,8 @@ class Store:
             raise
 
     def _connect(self) -> sqlite3.Connection:
-        db = sqlite3.connect(self.directory / 'documents.db', isolation_level=None, check_same_thread=False, timeout=30)
-        self._all.append(db)
-        for pragma in ('journal_mode = WAL', 'synchronous = FULL', 'foreign_keys = ON', 'cache_size = -32000'):
-            db.execute(f'PRAGMA {pragma}')
-        db.create_function(REGEX_FUNCTION, 2, _regex, deterministic=True)
-        return db
+        self._all.append(connect(self.directory / 'documents.db'))
+        return self._all[-1]
 
     def _claim(self, fingerprint: str, model: str, shards: int) -> None:
         meta = self._meta()
@@ -129,10 +98,10 @@ class Store:
                 f'{model!r} ({fingerprint}); set CLIPFLOW_MODEL back, or choose another CLIPFLOW_WORKSPACE'
             )
         elif int(meta.get('shards', '1')) != shards:
-            raise Conflict(
-                f'{self.directory} holds one of {meta.get("shards", "1")} shards, but {shards} are asked for; set the '
-                'number back, or move the documents with `clipflow reshard`'
-            )
+            raise Conflict(_other_shards(self.directory, f'one of {meta.get("shards", "1")} shards', shards))
+        beyond = [path.name for path in self.directory.parent.glob('[0-9]*/documents.db') if _number(path) >= shards]
+        if self.directory.name.isdigit() and beyond:
+            raise Conflict(_other_shards(self.directory.parent, 'more shards', shards))
 
     def _index_tags(self) -> None:
         """An index of each declared tag, and none of others."""
@@ -152,7 +121,7 @@ class Store:
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._writing, _translated():
+        with self._writing, translated():
             self._db.execute('BEGIN IMMEDIATE')
             try:
                 yield self._db
@@ -166,14 +135,19 @@ class Store:
     def _read(self, sql: str, parameters: Sequence[Any] = ()) -> list[Any]:
         if not hasattr(self._local, 'db'):
             self._local.db = self._connect()
-        with _translated():
+        with translated():
             found: list[Any] = self._local.db.execute(sql, parameters).fetchall()
             return found
 
-    @property
-    def name(self) -> str:
-        """Tells this database from others, also from one that was put in its place."""
-        return self._meta()['store']
+    def snapshots(self) -> list[str]:
+        """Tokens of the latest two snapshots of the index."""
+        return self._meta().get('snapshots', '').split()
+
+    def note_snapshot(self, token: str) -> None:
+        """A snapshot of this very state is going to be written; the one before it is good until that is done."""
+        latest = ' '.join([*self.snapshots()[-1:], token])
+        with self._transaction() as db:
+            db.execute("INSERT OR REPLACE INTO meta VALUES ('snapshots', ?)", (latest,))
 
     def last_sequence(self) -> int:
         """Number of the latest change that gave a document a number."""
@@ -358,39 +332,23 @@ def _quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
+def _number(path: Path) -> int:
+    return int(path.parent.name) if path.parent.name.isdigit() else -1
+
+
+def _other_shards(place: Path, held: str, shards: int) -> str:
+    return (
+        f'{place} holds {held}, but {shards} are asked for; set CLIPFLOW_SHARDS back, or move the documents with '
+        f'`clipflow reshard --to {shards}`'
+    )
+
+
 def other_precision(stored: str, given: str) -> ModelMismatch:
     """The error about vectors of two precisions."""
     return ModelMismatch(
         f'the stored vectors were made in {stored}, these in {given}; give the encoder the CLIPFLOW_PRECISION of '
         'before, index again, or allow both with CLIPFLOW_MIX_PRECISIONS'
     )
-
-
-def _lock(directory: Path) -> int:
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(directory / 'lock', os.O_RDWR | os.O_CREAT, 0o600)
-    except OSError as error:
-        raise ReadOnly(f'the workspace {directory} cannot be written: {error.strerror}') from None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        raise Conflict(
-            f'another process serves the workspace {directory}; stop it, or choose another CLIPFLOW_WORKSPACE'
-        ) from None
-    return descriptor
-
-
-def _regex(pattern: str, value: Any) -> bool:
-    if not isinstance(value, str):
-        return False
-    import regex
-
-    try:
-        return regex.search(pattern, value, timeout=_REGEX_SECONDS) is not None
-    except TimeoutError:
-        return False
 
 
 def _chunks(values: Iterable[Any]) -> Iterator[list[Any]]:

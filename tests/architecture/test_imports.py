@@ -32,11 +32,12 @@ ALLOWED: dict[str, set[str]] = {
     'store': {'errors', 'filters'},
     'records': {'wire', 'store'},
     'index': {'errors', 'filters', 'store', 'order', 'vectors'},
+    'bulk': {'errors', 'sharding', 'weights', 'store'},
     'rank': {'errors', 'wire', 'order', 'vectors'},
     'web': {'errors', 'settings', 'wire'},
     'border': {'errors', 'settings', 'wire', 'work', 'logs', 'weights', 'sharding'},
     'client': {'errors', 'wire'},
-    'cli': {'errors', 'settings', 'weights', 'sessions', 'border', 'client'},
+    'cli': {'bulk', 'errors', 'settings', 'weights', 'sessions', 'border', 'client'},
 }
 
 

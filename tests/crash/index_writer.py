@@ -7,8 +7,12 @@ that is needed to know what it would do, and {"done": n} after it returned.
 """
 
 import json
+import os
 import random
 import sys
+import threading
+import time
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -36,7 +40,8 @@ HARDEST = Effort(nprobe=4096, ef_search=4096)
 def vectors(seed: int, count: int) -> NDArray[np.float32]:
     """[N, D] of unit length, the same for the same numbers."""
     rows = np.random.default_rng(seed).normal(size=(count, DIMENSION))
-    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    units: NDArray[np.float32] = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    return units
 
 
 def hasten() -> None:
@@ -52,7 +57,7 @@ class IndexWriter:
     def __init__(self, folder: Path, kind: str, seed: int) -> None:
         hasten()
         self._chance = random.Random(seed)
-        self._live = LiveIndex(Store(folder, 'abc', 'm'), Wanted(kind), Snapshots(changes=150, seconds=0.2))
+        self._live = LiveIndex(Store(folder, 'abc', 'm'), Wanted(kind), Snapshots(changes=300, seconds=0.2))
         store = self._live.store
         records = store.by_keys(store.keys().tolist())
         self._ids = sorted(record.id for record in records.values())
@@ -64,6 +69,7 @@ class IndexWriter:
         """Until the process is killed, or nobody reads what it says."""
         names, shares = list(_SHARES), list(_SHARES.values())
         number = 0
+        threading.Thread(target=self._keep_snapshotting, daemon=True).start()
         while True:
             number += 1
             name = self._chance.choices(names, shares)[0]
@@ -73,6 +79,17 @@ class IndexWriter:
                 name = 'delete'
             act: Callable[[int], dict[str, Any]] = getattr(self, f'_{name}')
             _say({'done': number, **act(number)})
+
+    def _keep_snapshotting(self) -> None:
+        """As another request may, at any moment of a write; what the loop asks for itself comes between writes."""
+        chance = random.Random()
+        try:
+            while True:
+                time.sleep(chance.uniform(0.005, 0.05))
+                self._live.keeper.snapshot()
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
 
     def _upsert(self, number: int) -> dict[str, Any]:
         count = self._chance.randint(1, _BATCH)

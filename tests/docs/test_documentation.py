@@ -164,6 +164,7 @@ def requirements(file: str) -> list[tuple[str, str]]:
         'executors/encoder/runtimes/openvino.txt',
         'executors/encoder/runtimes/tensorrt.txt',
         'executors/encoder/runtimes/triton.txt',
+        'clipflow/bulk/requirements.txt',
     ],
 )
 def test_every_requirement_has_its_reason(file: str) -> None:

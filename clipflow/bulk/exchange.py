@@ -1,0 +1,210 @@
+"""Vectors and metadata from and to the files of others: clip-retrieval's layout, and plain NumPy with JSON lines.
+
+    clip-retrieval   img_emb/img_emb_N.npy (or text_emb), metadata/metadata_N.parquet, image.index
+    plain            vectors.npy, documents.jsonl: one object a line with id, text, uri, tags
+
+Arrays are memory-mapped and read in blocks, so that a collection may be larger than memory.
+"""
+
+import importlib
+import itertools
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipflow.errors import InvalidDocument, InvalidParameter, NotFound, Unavailable
+from clipflow.store.sqlite import Record, Store
+
+BLOCK = 1000
+ROWS_PER_FILE = 100_000
+"""Of clip-retrieval's layout, as it writes itself."""
+_OWN = ('id', 'image_path', 'caption', 'text', 'url', 'uri', 'tags')
+_LONGEST_ID = 512
+
+Rows = Iterator[tuple[NDArray[np.float32], list[dict[str, Any]]]]
+"""Blocks of vectors [n, D] of unit length, and for each its metadata."""
+
+
+def read(folder: Path) -> Iterator[list[Record]]:
+    """The documents of a folder in either layout, in blocks.
+
+    Raises:
+        NotFound: the folder is of neither layout.
+        InvalidDocument: vectors and metadata differ in number, or a vector is no direction.
+        Unavailable: the parquet files need a package that is not installed.
+    """
+    rows = _plain_rows(folder) if (folder / 'vectors.npy').is_file() else _partitions(folder)
+    place = 0
+    for vectors, fields in rows:
+        yield [_record(vector, row, place + n) for n, (vector, row) in enumerate(zip(vectors, fields, strict=True))]
+        place += len(fields)
+
+
+def _partitions(folder: Path) -> Rows:
+    arrays = sorted(folder.glob('img_emb/img_emb_*.npy')) or sorted(folder.glob('text_emb/text_emb_*.npy'))
+    if not arrays:
+        raise NotFound(f'{folder} has neither vectors.npy nor img_emb/img_emb_*.npy; it is no collection of vectors')
+    for array in arrays:
+        number = re.sub(r'.*_', '', array.stem)
+        path = folder / 'metadata' / f'metadata_{number}.parquet'
+        vectors = _mapped(array)
+        if not path.is_file():
+            yield from _blocks(vectors, ({} for _ in range(len(vectors))), array)
+            continue
+        table = _parquet().ParquetFile(path)
+        lines = (row for batch in table.iter_batches(BLOCK) for row in batch.to_pylist())
+        yield from _blocks(vectors, lines, path)
+
+
+def _plain_rows(folder: Path) -> Rows:
+    path = folder / 'documents.jsonl'
+    vectors = _mapped(folder / 'vectors.npy')
+    if not path.is_file():
+        yield from _blocks(vectors, ({} for _ in range(len(vectors))), path)
+        return
+    with path.open(encoding='utf-8') as file:
+        yield from _blocks(vectors, (_parsed(line, path) for line in file), path)
+
+
+def _parsed(line: str, path: Path) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        row = None
+    if not isinstance(row, dict):
+        raise InvalidDocument(f'{path} holds a line that is not a JSON object: {line[:60]!r}')
+    return row
+
+
+def _mapped(path: Path) -> NDArray[Any]:
+    try:
+        array: NDArray[Any] = np.load(path, mmap_mode='r', allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise InvalidDocument(f'{path} cannot be read as a NumPy array: {error}') from None
+    if array.ndim != 2 or array.dtype.kind != 'f':
+        raise InvalidDocument(f'{path} holds {array.dtype} of shape {array.shape}, not vectors of floats (n, D)')
+    return array
+
+
+def _blocks(vectors: NDArray[Any], fields: Iterator[dict[str, Any]], path: Path) -> Rows:
+    for start in range(0, len(vectors), BLOCK):
+        rows = np.asarray(vectors[start : start + BLOCK], dtype=np.float32)
+        lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+        if not np.isfinite(lengths).all() or not lengths.all():
+            raise InvalidDocument(f'{path}: a vector of rows {start} to {start + len(rows)} is zero or not finite')
+        some = list(itertools.islice(fields, len(rows)))
+        if len(some) < len(rows):
+            raise InvalidDocument(f'{path} has fewer rows than there are vectors ({len(vectors)})')
+        yield rows / lengths, some
+    if next(fields, None) is not None:
+        raise InvalidDocument(f'{path} has more rows than there are vectors ({len(vectors)})')
+
+
+def _record(vector: NDArray[np.float32], row: dict[str, Any], place: int) -> Record:
+    identifier = str(row.get('id') or row.get('image_path') or place)
+    if len(identifier.encode('utf-8', 'surrogatepass')) > _LONGEST_ID:
+        raise InvalidDocument(f'the id {identifier[:40]!r}... is longer than {_LONGEST_ID} bytes')
+    given = row.get('tags')
+    tags = json.loads(given) if isinstance(given, str) else given or {}
+    tags |= {name: value for name, value in row.items() if name not in _OWN and value is not None}
+    try:
+        text = json.dumps(tags, ensure_ascii=False, allow_nan=False, default=str)
+    except ValueError:
+        raise InvalidDocument(f'the metadata of {identifier!r} are not finite numbers, texts and lists') from None
+    uri = row.get('uri') or row.get('url') or row.get('image_path') or ''
+    return Record(identifier, str(row.get('text') or row.get('caption') or ''), str(uri), text, vector)
+
+
+def write(stores: Sequence[Store], folder: Path, layout: str, wrote: Callable[[int], None]) -> None:
+    """Write every document of some shards into a new folder.
+
+    Args:
+        stores: the shards.
+        folder: made here; must not exist, or be empty.
+        layout: `clip-retrieval` or `plain`.
+        wrote: is told of each block how many documents it had.
+
+    Raises:
+        InvalidParameter: there is something in the folder already.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise InvalidParameter(f'{folder} is not empty; name a folder that does not exist')
+    folder.mkdir(parents=True, exist_ok=True)
+    (_write_plain if layout == 'plain' else _write_partitions)(stores, folder, wrote)
+
+
+def _records(stores: Sequence[Store]) -> Iterator[list[Record]]:
+    for store in stores:
+        for keys, _ in store.vectors():
+            for start in range(0, len(keys), BLOCK):
+                found = store.by_keys(keys[start : start + BLOCK].tolist(), vectors=True)
+                yield [found[key] for key in sorted(found)]
+
+
+def _matrix(records: Sequence[Record]) -> NDArray[np.float32]:
+    return np.stack([record.vector for record in records if record.vector is not None])
+
+
+def _write_plain(stores: Sequence[Store], folder: Path, wrote: Callable[[int], None]) -> None:
+    dimension = next((store.dimension() for store in stores if store.count()), 0)
+    shape = (sum(store.count() for store in stores), dimension)
+    vectors = np.lib.format.open_memmap(folder / 'vectors.npy', mode='w+', dtype=np.float32, shape=shape)
+    place = 0
+    with (folder / 'documents.jsonl').open('w', encoding='utf-8') as file:
+        for records in _records(stores):
+            vectors[place : place + len(records)] = _matrix(records)
+            place += len(records)
+            for record in records:
+                row = {'id': record.id, 'text': record.text, 'uri': record.uri, 'tags': json.loads(record.tags)}
+                file.write(json.dumps(row, ensure_ascii=False) + '\n')
+            wrote(len(records))
+    vectors.flush()
+
+
+def _write_partitions(stores: Sequence[Store], folder: Path, wrote: Callable[[int], None]) -> None:
+    import faiss
+
+    parquet = _parquet()
+    arrow = importlib.import_module('pyarrow')
+    for name in ('img_emb', 'metadata'):
+        (folder / name).mkdir()
+    width = len(str(max(0, sum(store.count() for store in stores) - 1) // ROWS_PER_FILE))
+    index: Any = None
+    waiting: list[Record] = []
+    number = 0
+
+    def put(records: list[Record]) -> None:
+        nonlocal number
+        name = f'{number:0{width}d}'
+        np.save(folder / 'img_emb' / f'img_emb_{name}.npy', _matrix(records).astype(np.float16))
+        rows = [
+            {'id': r.id, 'image_path': r.uri or r.id, 'caption': r.text, 'url': r.uri, 'tags': r.tags} for r in records
+        ]
+        parquet.write_table(arrow.Table.from_pylist(rows), folder / 'metadata' / f'metadata_{name}.parquet')
+        number += 1
+
+    for records in _records(stores):
+        rows = _matrix(records)
+        index = index or faiss.index_factory(rows.shape[1], 'Flat', faiss.METRIC_INNER_PRODUCT)
+        index.add(rows)
+        waiting += records
+        if len(waiting) >= ROWS_PER_FILE:
+            put(waiting[:ROWS_PER_FILE])
+            waiting = waiting[ROWS_PER_FILE:]
+        wrote(len(records))
+    if waiting:
+        put(waiting)
+    if index is not None:
+        faiss.write_index(index, str(folder / 'image.index'))
+
+
+def _parquet() -> Any:
+    try:
+        return importlib.import_module('pyarrow.parquet')
+    except ImportError:
+        raise Unavailable("parquet files need pyarrow; install it with: pip install 'clipflow[bulk]'") from None

@@ -1,0 +1,97 @@
+"""The shards of a workspace on disk, opened without a service, and moved to another number of them."""
+
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from clipflow.errors import Conflict, InvalidParameter, NotFound
+from clipflow.sharding import shard_of
+from clipflow.store.sqlite import Record, Store
+from clipflow.weights import ModelSpec
+
+BLOCK = 1000
+
+
+def folder_of(workspace: Path) -> Path:
+    """Where the indexer keeps its shards."""
+    return workspace / 'indexer'
+
+
+@contextmanager
+def opened(folder: Path, spec: ModelSpec, shards: int) -> Iterator[list[Store]]:
+    """The stores of all shards; made where they are missing.
+
+    Raises:
+        Conflict: a service has them open, or they are of another number of shards.
+        ModelMismatch: their vectors are of another model.
+    """
+    with ExitStack() as closing:
+        stores = []
+        for number in range(shards):
+            store = Store(folder / str(number), spec.fingerprint, spec.name, (), shards)
+            closing.callback(store.close)
+            stores.append(store)
+        yield stores
+
+
+def shards_in(folder: Path) -> int:
+    """How many shards there are on disk.
+
+    Raises:
+        NotFound: there are none.
+    """
+    found = [path for path in folder.glob('[0-9]*') if (path / 'documents.db').is_file()] if folder.is_dir() else []
+    if not found:
+        raise NotFound(f'there are no documents in {folder}; check CLIPFLOW_WORKSPACE')
+    return len(found)
+
+
+def put(stores: Sequence[Store], records: Sequence[Record], precision: str = 'float') -> None:
+    """Store each record in the shard that keeps its id."""
+    for number, store in enumerate(stores):
+        own = [record for record in records if shard_of(record.id, len(stores)) == number]
+        if own:
+            store.upsert(own, precision)
+
+
+def reshard(workspace: Path, spec: ModelSpec, shards: int, moved: Callable[[int], None]) -> tuple[int, int]:
+    """Move all documents, with vectors and thumbnails, to `shards` shards, without encoding them again.
+
+    The new ones are written beside the old ones and take their place at the end; until then nothing is changed, and an
+    interrupted move begins anew.
+
+    Args:
+        workspace: as in CLIPFLOW_WORKSPACE; no service may have it open.
+        spec: of the model that the vectors were made with.
+        shards: how many there are to be.
+        moved: is told of each block how many documents it had.
+
+    Returns:
+        How many shards there were, and how many documents were moved.
+
+    Raises:
+        InvalidParameter: there are that many already.
+        NotFound, Conflict, ModelMismatch: see `opened` and `shards_in`.
+    """
+    folder = folder_of(workspace)
+    part, old = folder.with_name('indexer.part'), folder.with_name('indexer.old')
+    if old.exists():
+        raise Conflict(f'an earlier move stopped at its end; compare {folder} with {old}, and delete the one too many')
+    before = shards_in(folder)
+    if before == shards:
+        raise InvalidParameter(f'{folder} has {shards} shards already')
+    shutil.rmtree(part, ignore_errors=True)
+    count = 0
+    with opened(folder, spec, before) as source, opened(part, spec, shards) as target:
+        for store in source:
+            for keys, _ in store.vectors():
+                for start in range(0, len(keys), BLOCK):
+                    block = store.by_keys(keys[start : start + BLOCK].tolist(), thumbnails=True, vectors=True)
+                    put(target, [block[key] for key in sorted(block)], store.precision() or 'float')
+                    count += len(block)
+                    moved(len(block))
+    folder.rename(old)
+    part.rename(folder)
+    shutil.rmtree(old)
+    return before, count

@@ -1,0 +1,105 @@
+"""`clipflow load`, `dump` and `reshard`: whole collections, while no service has the workspace open."""
+
+import argparse
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+def add_commands(commands: Any) -> None:
+    """Add them."""
+    load = commands.add_parser(
+        'load',
+        help='load vectors that are there already',
+        description="Load vectors and metadata: clip-retrieval's layout, or vectors.npy with documents.jsonl. They are "
+        'of the model that CLIPFLOW_MODEL names. Interrupted, what is loaded stays; begin again.',
+    )
+    load.add_argument('folder', type=Path)
+    load.add_argument('--shards', type=int, help='into so many shards (as many as there are, else 1)')
+    load.set_defaults(run=_load)
+    dump = commands.add_parser('dump', help='write all vectors and metadata out', description='The other way round.')
+    dump.add_argument('folder', type=Path, help='is made; must not hold anything')
+    dump.add_argument('--layout', choices=('clip-retrieval', 'plain'), default='clip-retrieval')
+    dump.set_defaults(run=_dump)
+    reshard = commands.add_parser(
+        'reshard', help='move documents to another number of shards', description='Nothing is encoded again.'
+    )
+    reshard.add_argument('--to', type=int, required=True, metavar='N', help='how many shards there are to be')
+    reshard.set_defaults(run=_reshard)
+
+
+def _load(given: argparse.Namespace) -> int:
+    from clipflow.bulk import exchange, workspace
+    from clipflow.errors import NotFound
+
+    folder, spec = _place()
+    try:
+        there = workspace.shards_in(folder)
+    except NotFound:
+        there = 1
+    count = 0
+    with workspace.opened(folder, spec, given.shards or there) as stores, _progress('loading', None) as moved:
+        for records in exchange.read(given.folder):
+            workspace.put(stores, records)
+            moved(len(records))
+            count += len(records)
+    print(f'{count:,} documents of {given.folder} are in {folder}')
+    return 0
+
+
+def _dump(given: argparse.Namespace) -> int:
+    from clipflow.bulk import exchange, workspace
+
+    folder, spec = _place()
+    with workspace.opened(folder, spec, workspace.shards_in(folder)) as stores:
+        count = sum(store.count() for store in stores)
+        with _progress('writing', count) as moved:
+            exchange.write(stores, given.folder, given.layout, moved)
+    print(f'{count:,} documents are in {given.folder}')
+    return 0
+
+
+def _reshard(given: argparse.Namespace) -> int:
+    from clipflow.bulk import workspace
+    from clipflow.errors import InvalidParameter
+
+    if given.to < 1:
+        raise InvalidParameter('there is at least one shard')
+    folder, spec = _place()
+    with _progress('moving', None) as moved:
+        before, count = workspace.reshard(folder.parent, spec, given.to, moved)
+    print(f'{count:,} documents moved from {before} to {given.to} shards in {folder}')
+    return 0
+
+
+def _place() -> tuple[Path, Any]:
+    """Where the shards are, and the model that their vectors are of."""
+    from clipflow.bulk import workspace
+    from clipflow.settings import IndexerSettings
+    from clipflow.weights import load_spec
+
+    settings = IndexerSettings.load()
+    return workspace.folder_of(settings.workspace), load_spec(settings.model)
+
+
+@contextmanager
+def _progress(title: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn(title),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn('{task.fields[rate]} documents/s'),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(title, total=total, rate='-')
+
+        def moved(count: int) -> None:
+            speed = progress.tasks[task].speed
+            progress.update(task, advance=count, rate=f'{speed:,.0f}' if speed else '-')
+
+        yield moved
