@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from clipflow.store.sqlite import Store
 
 SAMPLE = 1000
+DECIMALS = 6
+"""Of scores; what is compared with them is rounded alike."""
 _STALE = 0.1
 """The sample is drawn again when the collection has grown or shrunk by this share."""
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
@@ -35,7 +37,7 @@ class Background:
             rows = self._rows
         if not len(rows) or rows.shape[1] != len(query):
             return np.empty(0)
-        return np.sort(rows.astype(np.float64) @ query.astype(np.float64))
+        return np.sort((rows.astype(np.float64) @ query.astype(np.float64)).round(DECIMALS))
 
     def _drawn(self) -> NDArray[np.float32]:
         keys = self._store.keys()

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from clipflow import order
 from clipflow.filters import Filter
-from clipflow.index.background import Background, floor_of, percentile
+from clipflow.index.background import DECIMALS, Background, floor_of, percentile
 from clipflow.index.base import Effort
 from clipflow.index.choice import Wanted
 from clipflow.index.keeper import Keeper, Snapshots
@@ -19,7 +19,6 @@ from clipflow.vectors import distinct
 
 RELEVANT = 1000
 """At most so many of the relevant documents are put into the order of a tag."""
-_DECIMALS = 6
 
 
 @dataclass(frozen=True)
@@ -143,7 +142,7 @@ class LiveIndex:
         for keys, scores in ranked:
             pairs = zip(keys.tolist(), scores.tolist(), strict=True)
             # A key can be gone from the store by now: a delete came in between, and it must not show.
-            hits = [Hit(records[key], round(score, _DECIMALS)) for key, score in pairs if key in records]
+            hits = [Hit(records[key], round(score, DECIMALS)) for key, score in pairs if key in records]
             hits.sort(key=lambda hit: (-hit.score, hit.record.id))
             floor = -2.0 if query.min_score is None else query.min_score
             result.append([hit for hit in hits[:count] if hit.score >= floor])
