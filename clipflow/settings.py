@@ -164,6 +164,11 @@ class IndexerSettings(RoomSettings):
     index_memory: int = Field(
         0, ge=0, description='Bytes that the vectors may take in memory; 0: half of the memory of the machine.'
     )
+    index_trained: Path | None = Field(
+        None,
+        description='Trained index without vectors, made by `clipflow quantizer`, that all shards use instead of '
+        'learning clusters of their own.',
+    )
     index_recall: float = Field(
         0.98, gt=0, le=1, description='Share of the true ten best that a search is to find; the effort is tuned to it.'
     )

@@ -22,6 +22,14 @@ def add_commands(commands: Any) -> None:
     dump.add_argument('folder', type=Path, help='is made; must not hold anything')
     dump.add_argument('--layout', choices=('clip-retrieval', 'plain'), default='clip-retrieval')
     dump.set_defaults(run=_dump)
+    quantizer = commands.add_parser(
+        'quantizer',
+        help='learn the clusters that all shards will share',
+        description='Learn from the documents of all shards; give the file to each as CLIPFLOW_INDEX_TRAINED.',
+    )
+    quantizer.add_argument('file', type=Path)
+    quantizer.add_argument('--kind', help='a factory string of FAISS, such as IVF1024,SQ8 (what auto would take)')
+    quantizer.set_defaults(run=_quantizer)
     reshard = commands.add_parser(
         'reshard', help='move documents to another number of shards', description='Nothing is encoded again.'
     )
@@ -57,6 +65,27 @@ def _dump(given: argparse.Namespace) -> int:
         with _progress('writing', count) as moved:
             exchange.write(stores, given.folder, given.layout, moved)
     print(f'{count:,} documents are in {given.folder}')
+    return 0
+
+
+def _quantizer(given: argparse.Namespace) -> int:
+    from clipflow.bulk import workspace
+    from clipflow.errors import InvalidParameter
+    from clipflow.index.approximate import Approximate
+    from clipflow.index.build import sampled
+    from clipflow.index.choice import Wanted, choose, memory_for_vectors
+
+    folder, spec = _place()
+    with workspace.opened(folder, spec, workspace.shards_in(folder)) as stores:
+        count = sum(store.count() for store in stores)
+        dimension = max(store.dimension() for store in stores)
+        factory = given.kind or choose(Wanted(memory=memory_for_vectors()), count, dimension).factory
+        if not factory:
+            raise InvalidParameter(f'for {count:,} documents auto would be flat, which learns nothing; name a --kind')
+        main = Approximate.create(factory, dimension)
+        main.train(sampled(stores, main))
+    main.write(given.file)
+    print(f'{factory}, learnt from {count:,} documents of {len(stores)} shards, is in {given.file}')
     return 0
 
 

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import faiss
@@ -21,6 +22,8 @@ from clipflow.index.slots import Slots
 
 EFFORTS = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048, 4096)
 """Steps of `nprobe` and `ef_search` that tuning tries."""
+_ROUNDS = 10
+"""Of k-means; more improve little and take as much longer."""
 _PIECE_SECONDS = 0.02
 """Searches wait for one piece of an addition: well below the 50 ms that they may wait for writes."""
 
@@ -117,13 +120,32 @@ class Approximate:
             raise InvalidParameter(f'leave IDMap and refinement out of {factory!r}: clipflow does both itself')
         lists = faiss.try_extract_index_ivf(index)
         inner = faiss.downcast_index(index if lists is None else lists)
-        if hasattr(inner, 'hnsw'):
-            inner.hnsw.efConstruction = 80
         if hasattr(inner, 'do_polysemous_training'):
             # Minutes of annealing, for a kind of search that is not used here.
             inner.do_polysemous_training = False
             inner.pq.cp.min_points_per_centroid = 1
+            inner.pq.cp.niter = _ROUNDS
         return cls(index, factory)
+
+    @classmethod
+    def read(cls, path: Path) -> 'Approximate':
+        """A trained index without vectors, as `write` has left it.
+
+        Raises:
+            InvalidParameter: there is none, or it cannot be read.
+        """
+        try:
+            factory = path.with_suffix('.factory').read_text(encoding='utf-8')
+            return cls(faiss.read_index(str(path)), factory)
+        except (OSError, RuntimeError):
+            raise InvalidParameter(
+                f'{path} is no trained index; make one with `clipflow quantizer`, or unset CLIPFLOW_INDEX_TRAINED'
+            ) from None
+
+    def write(self, path: Path) -> None:
+        """Put a trained index without vectors into a file, and its kind beside it."""
+        faiss.write_index(self.faiss, str(path))
+        path.with_suffix('.factory').write_text(self.factory, encoding='utf-8')
 
     def __len__(self) -> int:
         return int(self.faiss.ntotal)
@@ -138,7 +160,7 @@ class Approximate:
         if not self.faiss.is_trained:
             ivf = faiss.try_extract_index_ivf(self.faiss)
             if ivf is not None:
-                ivf.cp.niter = 10
+                ivf.cp.niter = _ROUNDS
                 ivf.cp.min_points_per_centroid = 1  # small collections are told so in /status, not on stdout
                 ivf.cp.max_points_per_centroid = 64
             self.faiss.train(sample)

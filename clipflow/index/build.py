@@ -5,7 +5,8 @@ pictures finds less for a text. Real queries count first; where there are few, m
 vectors as captions do.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,8 +45,9 @@ def build(store: Store, choice: Choice, asked: NDArray[np.float32], recall: floa
     main = None
     queries = np.empty((0, dimension), np.float32)
     if choice.factory:
-        main = Approximate.create(choice.factory, dimension)
-        sample = _sample(store, max(main.lists * _SAMPLE_PER_LIST, _SAMPLE), count)
+        trained = choice.kind == 'trained'
+        main = Approximate.read(Path(choice.factory)) if trained else Approximate.create(choice.factory, dimension)
+        sample = sampled([store], main)
         watch('training', 0.0)
         main.train(sample)
         queries = calibration(sample, asked)
@@ -59,12 +61,16 @@ def build(store: Store, choice: Choice, asked: NDArray[np.float32], recall: floa
         watch('filling', min(1.0, done / count))
     if main is not None and len(main):
         watch('tuning', 0.0)
-        tune(main, queries, best.slots(), recall)
+        # Made queries are a little easier than captions: what is found of them has to be half as far from everything.
+        tune(main, queries, best.slots(), recall if len(asked) >= QUERIES else (1 + recall) / 2)
     return index
 
 
-def _sample(store: Store, wanted: int, count: int) -> NDArray[np.float32]:
-    blocks = [rows for _, rows in store.vectors(max(1, count // wanted))]
+def sampled(stores: Sequence[Store], main: Approximate) -> NDArray[np.float32]:
+    """Vectors from everywhere in some stores, [N, D], as many as `main` needs to learn from."""
+    wanted = max(main.lists * _SAMPLE_PER_LIST, _SAMPLE)
+    step = max(1, sum(store.count() for store in stores) // wanted)
+    blocks = [rows for store in stores for _, rows in store.vectors(step)]
     return np.concatenate(blocks) if blocks else np.empty((0, 0), np.float32)
 
 

@@ -24,12 +24,14 @@ class Wanted:
         vectors: number format of vectors in memory: auto, float32, float16 or int8.
         memory: bytes that vectors may take in memory.
         recall: share of the true ten best that a search is to find.
+        trained: an index without vectors, whose clusters and codes are used instead of learning own ones.
     """
 
     kind: str = 'auto'
     vectors: str = 'auto'
     memory: int = 1 << 32
     recall: float = 0.98
+    trained: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,9 @@ def choose(wanted: Wanted, count: int, dimension: int, current: Choice | None = 
     flat = Choice('flat', '', count * (4 * dimension + TABLE_BYTES), '')
     if wanted.kind == 'flat':
         return _said(flat, 'asked for')
+    if wanted.trained is not None:
+        # All shards have to be of the one kind that was trained for them, also small ones.
+        return Choice('trained', str(wanted.trained), flat.memory, 'CLIPFLOW_INDEX_TRAINED')
     if count < LEAST:
         return _said(flat, f'exact; other kinds begin at {LEAST:,} documents')
     if wanted.kind == 'auto':

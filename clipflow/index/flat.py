@@ -87,8 +87,11 @@ def scan(queries: NDArray[np.float32], held: Rows, view: View, start: int, limit
         if alive is not None:
             scores[:, ~alive] = -np.inf
         for query in np.flatnonzero(scores.max(axis=1) > floors).tolist():
-            better = np.flatnonzero(scores[query] > floors[query])
-            found[query], floors[query] = _best(found[query], (better + first, scores[query, better]), limit)
+            row = scores[query]
+            # Before there is a bound, all would be better: the best of this block are one.
+            bound = floors[query] if np.isfinite(floors[query]) else _floor(row, limit)
+            better = np.flatnonzero(row > bound)
+            found[query], floors[query] = _best(found[query], (better + first, row[better]), limit)
     return found
 
 
@@ -97,9 +100,16 @@ def _best(some: Candidates, more: Candidates, limit: int) -> tuple[Candidates, f
     slots, scores = np.concatenate([some[0], more[0]]), np.concatenate([some[1], more[1]])
     if len(scores) <= limit:
         return (slots, scores), -np.inf
-    floor = float(np.partition(scores, len(scores) - limit)[len(scores) - limit]) - MARGIN
+    floor = _floor(scores, limit)
     keep = scores >= floor
     return (slots[keep], scores[keep]), floor
+
+
+def _floor(scores: NDArray[np.float32], limit: int) -> float:
+    """Below it nothing is among the `limit` best, nor ties with the last of them."""
+    if len(scores) <= limit:
+        return -np.inf
+    return float(np.partition(scores, len(scores) - limit)[len(scores) - limit]) - MARGIN
 
 
 def cut(keys: NDArray[np.int64], scores: NDArray[np.float64], limit: int) -> Ranked:

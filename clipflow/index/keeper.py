@@ -90,7 +90,7 @@ class Keeper:
         with self.writing:
             if self.index is None:
                 self.index = LayeredIndex(rows.shape[1], self._store.vectors_of)
-                self.choice = choose(self._wanted, 0, rows.shape[1])
+                self.choice = choose(Wanted('flat'), 0, rows.shape[1])
             self.index.put(keys, rows)
             self._note(keys)
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,7 @@ class Query:
 
     limit: int
     matching: Filter | None = None
+    _: KW_ONLY
     min_score: float | None = None
     relevance: float | None = None
     group_by: str | None = None

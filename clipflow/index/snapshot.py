@@ -82,6 +82,7 @@ def write(folder: Path, moment: Moment) -> Path:
             'sequence': moment.sequence,
             'dimension': moment.index.dimension,
             'choice': asdict(moment.choice),
+            'factory': main.factory if main is not None else '',
             'tuned': [main.effort, main.rerank, main.recall] if main is not None else [],
             'sums': sums,
         }
@@ -133,7 +134,7 @@ def _index(path: Path, meta: dict[str, Any], store: Store) -> LayeredIndex:
     main = None
     if 'main.faiss' in sums:
         _check(path / 'main.faiss', sums, _sum(path / 'main.faiss'))
-        main = Approximate(faiss.read_index(str(path / 'main.faiss')), meta['choice']['factory'])
+        main = Approximate(faiss.read_index(str(path / 'main.faiss')), meta['factory'])
         main.effort, main.rerank, main.recall = meta['tuned']
     keys = np.fromfile(path / 'keys.i64', dtype=np.int64)
     _check(path / 'keys.i64', sums, xxhash.xxh3_128_hexdigest(keys.data))

@@ -99,8 +99,8 @@ class Store:
             )
         elif int(meta.get('shards', '1')) != shards:
             raise Conflict(_other_shards(self.directory, f'one of {meta.get("shards", "1")} shards', shards))
-        beyond = [path.name for path in self.directory.parent.glob('[0-9]*/documents.db') if _number(path) >= shards]
-        if self.directory.name.isdigit() and beyond:
+        others = [_number(path) for path in self.directory.parent.glob('[0-9]*/documents.db')]
+        if -1 < _number(self.directory / 'documents.db') < shards <= max(others, default=0):
             raise Conflict(_other_shards(self.directory.parent, 'more shards', shards))
 
     def _index_tags(self) -> None:
@@ -165,14 +165,16 @@ class Store:
             DimensionMismatch: the store holds vectors of another length.
             ModelMismatch: it holds vectors of another precision.
         """
+        if not records:
+            return np.empty(0, dtype=np.int64)
         keys = []
+        blobs = [np.asarray(record.vector, dtype=np.float32).tobytes() for record in records]
         with self._transaction() as db:
             self._check_precision(db, precision, mixed)
+            self._check_dimension(db, [len(blob) for blob in blobs])
+            newest = int(db.execute('SELECT coalesce(max(key), 0) FROM documents').fetchone()[0])
             sequence = self._sequence(db, len(records))
-            for record in records:
-                assert record.vector is not None
-                blob = record.vector.astype(np.float32).tobytes()
-                self._check_dimension(db, len(blob))
+            for record, blob in zip(records, blobs, strict=True):
                 row = db.execute(
                     'INSERT INTO documents (id, sequence, text, uri, tags, vector) VALUES (?, ?, ?, ?, ?, ?)'
                     ' ON CONFLICT (id) DO UPDATE SET sequence = excluded.sequence, text = excluded.text,'
@@ -180,9 +182,12 @@ class Store:
                     (record.id, next(sequence), record.text, record.uri, record.tags, blob),
                 ).fetchone()
                 keys.append(int(row[0]))
-                db.execute('DELETE FROM thumbnails WHERE key = ?', row)
+                # A new document has no thumbnail yet; its key is the highest.
+                if row[0] <= newest:
+                    db.execute('DELETE FROM thumbnails WHERE key = ?', row)
                 if record.thumbnail:
                     db.execute('INSERT INTO thumbnails VALUES (?, ?)', (row[0], record.thumbnail))
+                newest = max(newest, row[0])
         return np.array(keys, dtype=np.int64)
 
     def _check_precision(self, db: sqlite3.Connection, precision: str, mixed: bool) -> None:
@@ -198,10 +203,12 @@ class Store:
         """What the first of the vectors were made with: float or int8; empty if there never was one."""
         return self._meta().get('precision', '')
 
-    def _check_dimension(self, db: sqlite3.Connection, size: int) -> None:
+    def _check_dimension(self, db: sqlite3.Connection, sizes: Sequence[int]) -> None:
         row = db.execute('SELECT length(vector) FROM documents LIMIT 1').fetchone()
-        if row and row[0] != size:
-            raise DimensionMismatch(f'the store holds vectors of {row[0] // 4} dimensions, not of {size // 4}')
+        expected = int(row[0]) if row else sizes[0]
+        for size in sizes:
+            if size != expected:
+                raise DimensionMismatch(f'the store holds vectors of {expected // 4} dimensions, not of {size // 4}')
 
     def _sequence(self, db: sqlite3.Connection, count: int) -> Iterator[int]:
         """The next numbers of changes."""

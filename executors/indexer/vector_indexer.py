@@ -8,7 +8,7 @@ from clipflow import wire
 from clipflow.border.room import Room, endpoint
 from clipflow.errors import InvalidDocument, InvalidParameter, ModelMismatch, NotFound
 from clipflow.filters import compile_filter
-from clipflow.index.approximate import check_kind
+from clipflow.index.approximate import Approximate, check_kind
 from clipflow.index.base import Effort
 from clipflow.index.choice import Wanted, memory_for_vectors
 from clipflow.index.keeper import Snapshots
@@ -33,7 +33,10 @@ class VectorIndexer(Room):
         settings = self.settings
         directory = settings.workspace / self.stage / str(settings.shard)
         memory = settings.index_memory or memory_for_vectors()
-        wanted = Wanted(settings.index_kind, settings.index_vectors, memory, settings.index_recall)
+        kind, trained = settings.index_kind, settings.index_trained
+        wanted = Wanted(kind, settings.index_vectors, memory, settings.index_recall, trained)
+        if trained is not None:
+            Approximate.read(trained)
         store = Store(directory, self.spec.fingerprint, self.spec.name, settings.indexed_tags, settings.shards)
         check_kind(settings.index_kind, store.dimension())
         self._index = LiveIndex(store, wanted, Snapshots(settings.snapshot_changes, settings.snapshot_seconds))

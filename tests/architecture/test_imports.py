@@ -37,7 +37,7 @@ ALLOWED: dict[str, set[str]] = {
     'web': {'errors', 'settings', 'wire'},
     'border': {'errors', 'settings', 'wire', 'work', 'logs', 'weights', 'sharding'},
     'client': {'errors', 'wire'},
-    'cli': {'bulk', 'errors', 'settings', 'weights', 'sessions', 'border', 'client'},
+    'cli': {'bulk', 'index', 'errors', 'settings', 'weights', 'sessions', 'border', 'client'},
 }
 
 

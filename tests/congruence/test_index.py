@@ -207,7 +207,7 @@ class LiveMachine(RuleBasedStateMachine):
         group_by: str | None,
     ) -> None:
         matching = None if source is None else compile_filter(source)
-        query = Query(limit, matching, min_score, group_by, thumbnails=True, vectors=True)
+        query = Query(limit, matching, min_score=min_score, group_by=group_by, thumbnails=True, vectors=True)
         found = self.live.search(np.stack(vectors), query)
         for vector, hits in zip(vectors, found, strict=True):
             assert [(hit.record.id, hit.score) for hit in hits] == self.expected(vector, query, source)

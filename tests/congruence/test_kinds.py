@@ -5,11 +5,14 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import faiss
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from clipflow.errors import InvalidParameter
 from clipflow.filters import compile_filter
+from clipflow.index.approximate import Approximate, check_kind
 from clipflow.index.base import Effort
 from clipflow.index.choice import Wanted
 from clipflow.index.keeper import Snapshots
@@ -161,3 +164,38 @@ def test_a_kind_lives_through_writes_deletes_filters_and_restarts(
     check(again.search(asked, Query(10)), truth(vectors, here, asked, 10), floor)
     assert again.status()['warnings'] == []
     again.close()
+
+
+def test_shards_share_the_clusters_that_were_learnt_once(vectors: NDArray[np.float32], tmp_path: Path) -> None:
+    learnt = Approximate.create('IVF8,SQ8', DIMENSION)
+    learnt.train(vectors)
+    learnt.write(tmp_path / 'shared.faiss')
+    wanted = Wanted(recall=RECALL, trained=tmp_path / 'shared.faiss')
+    shards = [LiveIndex(Store(tmp_path / f'shard {n}', 'abc', 'm'), wanted) for n in range(2)]
+    for number, shard in enumerate(shards):
+        fill(shard, vectors, number * 100, number * 100 + 100)
+        until(lambda shard=shard: shard.status()['kind'] == 'trained')
+    centres = []
+    for shard in shards:
+        index = shard.keeper.index
+        assert index is not None
+        assert index.main is not None
+        centres.append(faiss.extract_index_ivf(index.main.faiss).quantizer.reconstruct_n(0, 8))
+    assert (centres[0] == centres[1]).all()
+    asked = queries(vectors[:200], 20)
+    answers = zip(*[shard.search(asked, Query(10)) for shard in shards], strict=True)
+    both = [sorted(one + other, key=lambda hit: -hit.score)[:10] for one, other in answers]
+    check(both, truth(vectors, list(range(200)), asked, 10), RECALL - 0.03)
+    for shard in shards:
+        shard.close()
+
+
+def test_a_kind_that_faiss_does_not_know_and_a_trained_index_that_is_none_are_refused(tmp_path: Path) -> None:
+    for kind in ('bogus', 'IVF8', 'IDMap,Flat', 'IVF8,SQ8,RFlat', 'PQ7'):
+        with pytest.raises(InvalidParameter):
+            check_kind(kind, DIMENSION)
+    for kind in ('auto', 'flat', 'hnsw', 'ivf', 'ivfpq', 'IVF8,SQ8', 'HNSW32_SQfp16'):
+        check_kind(kind, DIMENSION)
+    (tmp_path / 'x').write_text('no')
+    with pytest.raises(InvalidParameter, match='clipflow quantizer'):
+        Approximate.read(tmp_path / 'x')

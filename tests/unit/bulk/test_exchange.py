@@ -169,6 +169,9 @@ def test_a_collection_is_loaded_moved_to_other_shards_and_written_out_by_command
     for item in found:
         assert item.vector is not None
         assert np.abs(item.vector - VECTORS[json.loads(item.tags)['n']]).max() < 1e-6
+    learnt = cli(home, 'quantizer', str(tmp_path / 'shared.faiss'), '--kind', 'IVF2,SQ8')
+    assert 'learnt from 50 documents of 2 shards' in learnt.stdout, learnt.stderr
+    assert 'name a --kind' in cli(home, 'quantizer', str(tmp_path / 'other.faiss')).stderr
     refused = cli(home, 'reshard', '--to', '2')
     assert (refused.returncode, 'has 2 shards already' in refused.stderr) == (1, True)
 
