@@ -169,6 +169,10 @@ class LiveMachine(RuleBasedStateMachine):
         self.documents.clear()
 
     @rule()
+    def snapshot(self) -> None:
+        assert self.live.keeper.snapshot()['documents'] == len(self.documents)
+
+    @rule()
     def reopen(self) -> None:
         self.live.close()
         self.open()
