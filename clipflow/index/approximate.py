@@ -119,6 +119,8 @@ class Approximate:
         if 'IDMap' in factory or 'Refine' in factory or re.search(r',RFlat', factory):
             raise InvalidParameter(f'leave IDMap and refinement out of {factory!r}: clipflow does both itself')
         lists = faiss.try_extract_index_ivf(index)
+        if lists is not None:
+            lists.set_direct_map_type(faiss.DirectMap.Array)  # for `rows`
         inner = faiss.downcast_index(index if lists is None else lists)
         if hasattr(inner, 'do_polysemous_training'):
             # Minutes of annealing, for a kind of search that is not used here.
@@ -204,6 +206,12 @@ class Approximate:
             total = len(self)
             scores, slots = self.faiss.search(np.ascontiguousarray(queries), min(count, max(total, 1)), params=options)
         return scores, slots, total
+
+    def rows(self, slots: Slots) -> NDArray[np.float32]:
+        """The vectors of [N] slots, [N, D], of a kind that is `exact`."""
+        with self._turns.reading():
+            found: NDArray[np.float32] = self.faiss.reconstruct_batch(np.ascontiguousarray(slots))
+            return found
 
     def _options(self, effort: int, count: int, selector: Any) -> Any:
         given = {} if selector is None else {'sel': selector}

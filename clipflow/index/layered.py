@@ -145,9 +145,12 @@ class LayeredIndex:
 
     def _stored(self, slots: Slots, search: _Search) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Keys and vectors of slots, which ascend; without those that are gone from the store by now."""
-        keys = search.view.keys[slots]
-        if not len(slots) or search.held.first <= slots[0]:
+        keys, first = search.view.keys[slots], search.held.first
+        if not len(slots) or first <= slots[0]:
             return keys, search.held.gathered(slots)
+        if self.main is not None and self.main.exact:
+            older = int(np.searchsorted(slots, first))
+            return keys, np.concatenate([self.main.rows(slots[:older]), search.held.gathered(slots[older:])])
         assert self._read is not None
         return self._read(keys)
 

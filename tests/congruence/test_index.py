@@ -13,12 +13,22 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from numpy.typing import NDArray
 
 from clipflow.filters import compile_filter
+from clipflow.index import choice, keeper
+from clipflow.index.choice import Wanted
 from clipflow.index.layered import LayeredIndex
 from clipflow.index.live import Hit, LiveIndex, Query
 from clipflow.index.reference import ReferenceIndex
 from clipflow.store.sqlite import Record, Store
 
 DIMENSION = 3
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that merging, compacting and building happen with a handful of documents."""
+    monkeypatch.setattr(choice, 'LEAST', 3)
+    monkeypatch.setattr(keeper, 'MERGE_AT', 3)
+    monkeypatch.setattr(keeper, 'DEAD_LEAST', 2)
 
 
 def unit(components: tuple[float, ...]) -> NDArray[np.float32]:
@@ -131,8 +141,10 @@ class LiveMachine(RuleBasedStateMachine):
         self.documents: dict[str, tuple[NDArray[np.float32], dict[str, Any], bytes | None]] = {}
         self.open()
 
+    wanted = Wanted()
+
     def open(self) -> None:
-        self.live = LiveIndex(Store(Path(self.folder.name) / 'store', 'abc', 'm'))
+        self.live = LiveIndex(Store(Path(self.folder.name) / 'store', 'abc', 'm'), self.wanted)
 
     def teardown(self) -> None:
         if hasattr(self, 'live'):
@@ -242,3 +254,19 @@ TestLive = LiveMachine.TestCase
 TestLive.settings = settings(
     max_examples=200, stateful_step_count=25, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
+
+
+class IvfMachine(LiveMachine):
+    """The same with a FAISS part. It has one list at this size, so that it has to be exact too."""
+
+    wanted = Wanted('ivf')
+
+
+class HnswMachine(LiveMachine):
+    """The same with a graph, in which so few are all neighbours of each other."""
+
+    wanted = Wanted('hnsw')
+
+
+TestIvf, TestHnsw = IvfMachine.TestCase, HnswMachine.TestCase
+TestIvf.settings = TestHnsw.settings = settings(TestLive.settings, max_examples=60)

@@ -2,12 +2,16 @@
 
 import sqlite3
 from collections.abc import Iterator
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from clipflow.errors import Conflict
+from clipflow.index.live import LiveIndex, Query
 from clipflow.store import migrations
 from clipflow.store.migrations import STEPS, migrate
+from clipflow.store.sqlite import Record, Store
 
 
 @pytest.fixture
@@ -60,3 +64,27 @@ def test_a_newer_database_is_refused_untouched(db: sqlite3.Connection) -> None:
     with pytest.raises(Conflict, match='schema 999'):
         migrate(db)
     assert (version(db), tables(db)) == (999, set())
+
+
+def test_documents_of_the_first_schema_are_found_and_numbered_on(tmp_path: Path) -> None:
+    vector = np.array([0.6, 0.8], dtype=np.float32)
+    old = sqlite3.connect(tmp_path / 'documents.db', isolation_level=None)
+    STEPS[0](old)
+    old.execute('PRAGMA user_version = 1')
+    old.executemany('INSERT INTO meta VALUES (?, ?)', [('fingerprint', 'abc'), ('model', 'm')])
+    rows = [(f'd{n}', 10 * n, '', '', '{}', vector.tobytes()) for n in range(1, 4)]
+    old.executemany('INSERT INTO documents (id, sequence, text, uri, tags, vector) VALUES (?, ?, ?, ?, ?, ?)', rows)
+    old.close()
+    index = LiveIndex(Store(tmp_path, 'abc', 'm'))
+    assert index.store.last_sequence() == 30
+    assert [hit.record.id for hit in index.search(vector[None], Query(5))[0]] == ['d1', 'd2', 'd3']
+    # The newest goes; its number must not come again, or a snapshot would take the next change for a known one.
+    index.keeper.snapshot()
+    index.delete(['d3'])
+    index.upsert([Record('d4', '', '', '{}', vector)])
+    assert index.store.last_sequence() == 31
+    index.close()
+    again = LiveIndex(Store(tmp_path, 'abc', 'm'))
+    assert again.status()['start'].startswith('3 documents from a snapshot, 2 later changes')
+    assert [hit.record.id for hit in again.search(vector[None], Query(5))[0]] == ['d1', 'd2', 'd4']
+    again.close()

@@ -1,0 +1,75 @@
+"""Searches beside writes, merges and new builds: every one sees each document once, in one of its versions."""
+
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from clipflow.index import choice, keeper
+from clipflow.index.choice import Wanted
+from clipflow.index.live import LiveIndex, Query
+from clipflow.store.sqlite import Record, Store
+
+DIMENSION = 16
+COUNT = 400
+SECONDS = 3.0
+
+
+def unit(rows: NDArray[np.float64]) -> NDArray[np.float32]:
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+@pytest.mark.parametrize('kind', ['flat', 'ivf', 'hnsw', 'IVF4,SQ8'])
+def test_every_search_sees_every_document_once(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # So small that merging and building never end.
+    monkeypatch.setattr(choice, 'LEAST', 100)
+    monkeypatch.setattr(keeper, 'MERGE_AT', 64)
+    monkeypatch.setattr(keeper, 'DEAD_LEAST', 50)
+    rng = np.random.default_rng(5)
+    versions = unit(rng.normal(size=(2 * COUNT, DIMENSION))).reshape(2, COUNT, DIMENSION)
+    live = LiveIndex(Store(tmp_path, 'abc', 'm'), Wanted(kind))
+
+    def write(numbers: list[int], version: int) -> None:
+        live.upsert([Record(f'{n}', '', '', '{}', versions[version, n]) for n in numbers])
+
+    write(list(range(COUNT)), 0)
+    everything = sorted(f'{n}' for n in range(COUNT))
+    ended = time.monotonic() + SECONDS
+    faults: list[str] = []
+    built: set[int] = set()
+    searched = [0, 0]
+
+    def search(worker: int) -> None:
+        own = np.random.default_rng(worker)
+        while time.monotonic() < ended and not faults:
+            query = unit(own.normal(size=(1, DIMENSION)))
+            hits = live.search(query, Query(COUNT + 10))[0]
+            if sorted(hit.record.id for hit in hits) != everything:
+                faults.append(f'{len(hits)} results, {len({hit.record.id for hit in hits})} different ones')
+            for hit in hits:
+                possible = (versions[:, int(hit.record.id)] @ query[0]).round(5)
+                if round(hit.score, 5) not in possible and np.abs(possible - hit.score).min() > 2e-5:
+                    faults.append(f'{hit.record.id} has the score {hit.score}, not one of {possible}')
+            searched[worker] += 1
+
+    threads = [threading.Thread(target=search, args=(worker,)) for worker in range(2)]
+    for thread in threads:
+        thread.start()
+    written = 0
+    while time.monotonic() < ended and not faults:
+        write(rng.choice(COUNT, 20, replace=False).tolist(), int(rng.integers(0, 2)))
+        written += 1
+        built.add(id(live.keeper.index))
+    for thread in threads:
+        thread.join()
+    status = live.status()
+    live.close()
+    assert faults == []
+    assert status['warnings'] == []
+    # It was worth the name: there was much of everything.
+    assert min(searched) > 20
+    assert written > 20
+    assert len(built) > 1
