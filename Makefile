@@ -3,7 +3,7 @@ VENV ?= .venv
 PHOTOS ?=
 export VENV
 
-.PHONY: help setup setup-runtimes demo test unit memory chaos check config clean
+.PHONY: help setup setup-runtimes demo test long unit memory chaos check config clean
 
 help:  ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1	/' | expand -t 24
@@ -19,6 +19,9 @@ demo: setup  ## Start the service, index photographs (PHOTOS=folder for your own
 
 test: setup-runtimes check  ## All tests
 	$(VENV)/bin/python -m pytest
+
+long: setup-runtimes check  ## All tests in their long forms, with foreign servers and clients in their own environments
+	CLIPFLOW_TEST_LONG=1 CLIPFLOW_TEST_KILLS=200 REQUESTS=10000 $(VENV)/bin/python -m pytest
 
 unit: setup  ## The tests that start no service (under two minutes)
 	$(VENV)/bin/python -m pytest tests/unit tests/congruence tests/architecture

@@ -125,6 +125,9 @@ def _condition(key: str, operator: str, operand: Any) -> Filter:
 
 
 def _equal(path: str, value: str | int | float | None) -> Filter:
+    if not isinstance(value, str):
+        # A list is given as a text, which equals no number: nothing to tell apart, and an index is enough.
+        return Filter('(json_extract(tags, ?) IS ?)', (path, value))
     return Filter(f'({_PLAIN} AND json_extract(tags, ?) IS ?)', (path, path, value))
 
 
@@ -149,7 +152,9 @@ def _membership(path: str, operator: str, operand: Any) -> Filter:
     marks = ', '.join('?' * len(values))
     # Not NULL is said first, so that an index can be used and the whole is never NULL.
     within = f'json_extract(tags, ?) IS NOT NULL AND json_extract(tags, ?) IN ({marks})'
-    inside = Filter(f'({_PLAIN} AND {within})', (path, path, path, *values))
+    inside = Filter(f'({within})', (path, path, *values))
+    if any(isinstance(item, str) for item in values):
+        inside = Filter(f'({_PLAIN} AND {within})', (path, *inside.parameters))
     if None in operand:
         inside = _join([inside, _equal(path, None)], 'OR')
     return _unless(operator == '$nin', inside)

@@ -58,7 +58,7 @@ def run(given: argparse.Namespace) -> int:
 
 
 def _plain(match: 'Match') -> dict[str, Any]:
-    return {name: value for name, value in asdict(match).items() if name != 'thumbnail'}
+    return {name: value for name, value in asdict(match).items() if name != 'thumbnail' and value is not None}
 
 
 def _table(matches: 'list[Match]') -> None:

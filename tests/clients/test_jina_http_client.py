@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 from environments import environment
+from forms import long
 from local_service import LocalService
+
+pytestmark = long
 
 REQUIREMENTS = Path(__file__).with_name('jina_http_requirements.txt')
 SCRIPT = """

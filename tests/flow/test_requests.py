@@ -13,6 +13,7 @@ from jina import Client
 
 from clipflow.errors import BY_CODE, ClipflowError, InvalidParameter, NotFound, Overloaded, Timeout
 from clipflow_client import AsyncClient
+from forms import long
 from service import Service, flow_with, png
 
 STAGES = ['preprocessor', 'encoder', 'indexer', 'ranker']
@@ -174,6 +175,7 @@ def test_two_replicas_of_the_stateless_stages_share_the_cores(tmp_path: Path) ->
         assert len(service.matches(Document(blob=png('red')), limit=20)) == 20
 
 
+@long
 def test_the_first_request_after_a_quiet_minute_is_answered(tmp_path: Path) -> None:
     # Nothing is waited for: Jina's own pings between gateway and stages would break the connections in this time.
     with Service(tmp_path, {'RUNTIME': 'fake'}) as service:

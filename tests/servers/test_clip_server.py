@@ -15,7 +15,10 @@ from jina import Client
 from clipflow import ROOT
 from clipflow.errors import InvalidDocument, InvalidParameter, ModelMismatch, Unavailable
 from environments import environment_by
+from forms import long
 from service import Service, error_codes, error_of, free_port, picture, png, until
+
+pytestmark = long
 
 SETUP = ROOT.parent / 'shared' / 'peers' / 'clip-as-service' / 'setup.sh'
 EXTERNAL = ROOT / 'executors' / 'clip_server' / 'external' / 'encoder.yml'

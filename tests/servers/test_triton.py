@@ -27,6 +27,7 @@ from clipflow.sessions.parity import compare, probes
 from clipflow.sessions.registry import load
 from clipflow.weights import ModelSpec, load_spec
 from environments import environment
+from forms import long
 from service import Service, free_port, png, until
 from unit import checkpoints
 
@@ -157,6 +158,7 @@ def test_another_model_is_refused(server: Triton, spec: ModelSpec) -> None:
         load('kserve', other, options(server.url))
 
 
+@long
 def test_a_server_that_is_away_is_unavailable_and_found_again(
     python: Path, tmp_path: Path, checkpoint_clip: ModelSpec
 ) -> None:
@@ -182,6 +184,7 @@ def checkpoint_clip(tmp_path_factory: pytest.TempPathFactory) -> ModelSpec:
     return load_spec(str(checkpoints.build('clip', tmp_path_factory.mktemp('checkpoint') / 'clip')))
 
 
+@long
 def test_the_flow_is_ready_only_while_the_server_answers(
     python: Path, tmp_path: Path, checkpoint_clip: ModelSpec
 ) -> None:
