@@ -24,6 +24,7 @@ EFFORTS = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 7
 """Steps of `nprobe` and `ef_search` that tuning tries."""
 _ROUNDS = 10
 """Of k-means; more improve little and take as much longer."""
+_KEPT_OPTIONS = 100
 _PIECE_SECONDS = 0.02
 """Searches wait for one piece of an addition: well below the 50 ms that they may wait for writes."""
 
@@ -101,6 +102,7 @@ class Approximate:
         self.exact = bool(re.fullmatch(r'(IVF\w+,|HNSW\d+,)?Flat|HNSW\d+', factory))
         self._turns = Turns()
         self._piece = 32
+        self._ready: dict[tuple[int, int], Any] = {}
 
     @classmethod
     def create(cls, factory: str, dimension: int) -> 'Approximate':
@@ -201,11 +203,20 @@ class Approximate:
             mask[only[only < len(mask)]] = True
             keep = np.packbits(mask, bitorder='little')
             selector = faiss.IDSelectorBitmap(keep)
-        options = self._options(effort, count, selector)
+        options = self._options(effort, count, selector) if selector is not None else self._usual(effort, count)
         with self._turns.reading():
             total = len(self)
             scores, slots = self.faiss.search(np.ascontiguousarray(queries), min(count, max(total, 1)), params=options)
         return scores, slots, total
+
+    def _usual(self, effort: int, count: int) -> Any:
+        """Options without a selector: kept, because making them takes a while and requests ask alike."""
+        ready = self._ready
+        found = ready.get((effort, count))
+        if found is None:
+            found = self._options(effort, count, None)
+            self._ready = {**(ready if len(ready) < _KEPT_OPTIONS else {}), (effort, count): found}
+        return found
 
     def rows(self, slots: Slots) -> NDArray[np.float32]:
         """The vectors of [N] slots, [N, D], of a kind that is `exact`."""

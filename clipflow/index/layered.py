@@ -175,6 +175,9 @@ class LayeredIndex:
             scores, slots, total = main.search(queries, wanted, effort, search.only)
             found = []
             for row, cosines in zip(slots, scores, strict=True):
+                if not search.view.dead and total <= search.view.count and row[-1] >= 0:
+                    found.append((row, cosines))
+                    continue
                 good = row >= 0
                 good[good] = search.view.alive(row[good])
                 found.append((row[good], cosines[good]))
@@ -190,6 +193,8 @@ class LayeredIndex:
         self, query: NDArray[np.float32], older: Candidates | None, newer: Candidates, search: _Search
     ) -> Ranked:
         """The best of both parts, scored alike."""
+        if older is not None and self.main is not None and self.main.exact and not len(newer[0]):
+            return cut(search.view.keys[older[0]], older[1].astype(np.float64), search.limit)
         keys = search.view.keys[newer[0]]
         cosines = _cosines(query, search.held.gathered(newer[0]))
         if older is not None and self.main is not None:
