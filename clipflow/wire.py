@@ -116,13 +116,12 @@ class _Filtered(Parameters):
 class _Page(_Filtered):
     limit: int = Field(10, ge=1, le=MAX_LIMIT)
     offset: int = Field(0, ge=0, le=1_000_000)
-    include: tuple[Include, ...] = ('tags', 'uri')
 
 
 class SearchParameters(EncodeParameters, _Page):
     """`/search`. `nprobe` and `ef_search` mean nothing to an exact index and are accepted, `rerank` to all."""
 
-    include: tuple[IncludeFound, ...] = ('tags', 'uri')  # type: ignore[assignment]
+    include: tuple[IncludeFound, ...] = ('tags', 'uri')
     min_score: float | None = Field(None, ge=-1, le=1)
     relevance: float | None = Field(None, ge=0, lt=1)
     group_by: str | None = Field(None, min_length=1)
@@ -150,6 +149,7 @@ class SearchParameters(EncodeParameters, _Page):
 class GetParameters(_Page):
     """`/get`: by the Documents' ids, `ids`, or a page of those that pass `filter`."""
 
+    include: tuple[Include, ...] = ('tags', 'uri')
     ids: tuple[str, ...] | None = Field(None, max_length=MAX_LIMIT)
 
 

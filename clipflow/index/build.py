@@ -37,7 +37,7 @@ def build(store: Store, choice: Choice, asked: NDArray[np.float32], recall: floa
     Args:
         store: what it is built from; may change meanwhile.
         choice: the kind.
-        asked: late queries, [Q, D]; fewer than 100 are filled up with made ones.
+        asked: late queries, [Q, D]; fewer than `QUERIES` are filled up with made ones.
         recall: of the ten best, to tune the effort to.
         watch: is told how far it is.
     """

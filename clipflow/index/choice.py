@@ -1,7 +1,7 @@
 """Which kind of index serves a collection: from its size, the memory that may be used, and the wish of the settings."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 MOST_FLAT = 50_000
@@ -52,20 +52,20 @@ def choose(wanted: Wanted, count: int, dimension: int, current: Choice | None = 
     """
     flat = Choice('flat', '', count * (4 * dimension + TABLE_BYTES), '')
     if wanted.kind == 'flat':
-        return _said(flat, 'asked for')
+        return _because(flat, 'asked for')
     if wanted.trained is not None:
         # All shards have to be of the one kind that was trained for them, also small ones.
         return Choice('trained', str(wanted.trained), flat.memory, 'CLIPFLOW_INDEX_TRAINED')
     if count < LEAST:
-        return _said(flat, f'exact; other kinds begin at {LEAST:,} documents')
+        return _because(flat, f'exact; other kinds begin at {LEAST:,} documents')
     if wanted.kind == 'auto':
         bound = MOST_FLAT if current is None or current.kind == 'flat' else MOST_FLAT // 2
         if count <= bound and flat.memory <= wanted.memory:
-            return _said(flat, f'exact, and fast enough up to {bound:,} documents')
+            return _because(flat, f'exact, and fast enough up to {bound:,} documents')
         found = _fitting(wanted, count, dimension)
     elif wanted.kind in ('hnsw', 'ivf', 'ivfpq'):
         vectors = 'float32' if wanted.vectors == 'auto' else wanted.vectors
-        found = _said(_named(wanted.kind, vectors, count, dimension), 'asked for')
+        found = _because(_named(wanted.kind, vectors, count, dimension), 'asked for')
     else:
         found = Choice('factory', wanted.kind, count * (4 * dimension + TABLE_BYTES), 'asked for')
     return _kept(current, found)
@@ -78,8 +78,8 @@ def _fitting(wanted: Wanted, count: int, dimension: int) -> Choice:
     tried += [_named('ivfpq', '', count, dimension)] if wanted.vectors == 'auto' else []
     for choice in tried:
         if choice.memory <= wanted.memory:
-            return _said(choice, f'for {count:,} documents in {_mb(wanted.memory)}')
-    return _said(tried[-1], f'the smallest that there is; {count:,} documents need more than {_mb(wanted.memory)}')
+            return _because(choice, f'for {count:,} documents in {_mb(wanted.memory)}')
+    return _because(tried[-1], f'the smallest that there is; {count:,} documents need more than {_mb(wanted.memory)}')
 
 
 def _named(kind: str, vectors: str, count: int, dimension: int) -> Choice:
@@ -117,8 +117,8 @@ def _split(factory: str) -> tuple[int, str]:
     return (int(head[3:]), rest) if head[:3] == 'IVF' and head[3:].isdigit() else (1, factory)
 
 
-def _said(choice: Choice, why: str) -> Choice:
-    return Choice(choice.kind, choice.factory, choice.memory, why)
+def _because(choice: Choice, why: str) -> Choice:
+    return replace(choice, why=why)
 
 
 def _mb(size: int) -> str:

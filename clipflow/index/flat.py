@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from clipflow.index.base import TIE, Ranked
 from clipflow.index.slots import Slots, View
 
-BLOCK = 1 << 17
+BLOCK = 1 << 14
 """Rows of a block: 32 MB at 512 dimensions. Memory is taken by the system only as rows are written."""
 MARGIN = 4 * TIE
 """What may lie between a cosine in float32 and in float64, and a tie, with room to spare."""

@@ -9,7 +9,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -214,7 +214,7 @@ class Keeper:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
         faiss.omp_set_num_threads(max(1, faiss.omp_get_max_threads() // 2))
         while not self._stop.is_set():
-            for name, task in self._tasks():
+            for name, task in (('building', self._renew), ('merging', self._merge), ('snapshot', self._save)):
                 self._attempt(name, task)
             # What failed is not tried again at every write.
             waiting = self._stop if self._now.problems else self._wake
@@ -235,9 +235,6 @@ class Keeper:
             log.exception('%s failed', name)
         finally:
             self._now.task, self._now.done = '', 0.0
-
-    def _tasks(self) -> Sequence[tuple[str, Callable[[], object]]]:
-        return (('building', self._renew), ('merging', self._merge), ('snapshot', self._save))
 
     def _renew(self) -> None:
         """Build another index if the kind does not fit any more, or too much of it is dead."""

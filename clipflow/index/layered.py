@@ -181,10 +181,10 @@ class LayeredIndex:
                 good = row >= 0
                 good[good] = search.view.alive(row[good])
                 found.append((row[good], cosines[good]))
-            available = len(self.table) if search.only is None else len(search.only)
-            if min(len(row) for row, _ in found) >= min(search.limit, available):
+            least = min(len(row) for row, _ in found)
+            if least >= search.limit or (wanted >= total and effort == main.most):
                 return found, total
-            if wanted >= total and effort == main.most:
+            if least >= _living(search, total):
                 return found, total
             # Too many dead among them, or too small an effort to find as many: look for more, up to everything.
             wanted, effort = min(wanted * 4, max(total, 1)), main.most
@@ -213,6 +213,14 @@ def _cosines(query: NDArray[np.float32], rows: NDArray[np.float32]) -> NDArray[n
         return np.empty(0)
     cosines: NDArray[np.float64] = rows.astype(np.float64) @ query.astype(np.float64)
     return cosines
+
+
+def _living(search: _Search, total: int) -> int:
+    """How many of the first `total` slots may be found."""
+    if search.only is not None:
+        return int(np.searchsorted(search.only, total))
+    seen = min(total, search.view.count)
+    return int(np.count_nonzero(search.view.died[:seen] > search.view.version)) if search.view.dead else seen
 
 
 def _without_others(view: View, only: Slots) -> View:

@@ -120,13 +120,9 @@ class LiveIndex:
         """For each of [Q, D] unit vectors its hits, best first, ties by id; or in the order of a tag."""
         allowed = self.store.matching_keys(query.matching) if query.matching is not None else None
         self.keeper.asked(queries)
-        if not (query.drops or query.sort_by):
-            found = self._nearest(queries, query.limit, allowed, query)
-        else:
-            found = [self._sifted(row, allowed, query) for row in queries]
-        if query.relevance is None and not query.percentiles:
-            return found
-        return [self._compared(row, hits, query) for row, hits in zip(queries, found, strict=True)]
+        if query.drops or query.sort_by or query.relevance is not None or query.percentiles:
+            return [self._sifted(row, allowed, query) for row in queries]
+        return self._nearest(queries, query.limit, allowed, query)
 
     def _nearest(
         self, queries: NDArray[np.float32], count: int, allowed: NDArray[np.int64] | None, query: Query
@@ -152,8 +148,10 @@ class LiveIndex:
     def _sifted(self, row: NDArray[np.float32], allowed: NDArray[np.int64] | None, query: Query) -> list[Hit]:
         """Looks at more and more of the nearest until enough of them are kept, then puts them in order."""
         enough = RELEVANT if query.sort_by else query.limit
+        compared = query.relevance is not None or query.percentiles
+        background = self._background.scores(row, len(self)) if compared else np.empty(0)
         if query.relevance is not None:
-            floor = floor_of(query.relevance, self._background.scores(row, len(self)))
+            floor = floor_of(query.relevance, background)
             query = replace(query, min_score=max(floor, query.min_score if query.min_score is not None else -1.0))
         count = enough * 4 if query.drops else enough
         while True:
@@ -162,22 +160,10 @@ class LiveIndex:
             if len(kept) >= enough or len(hits) < count:
                 break
             count *= 4
-        if query.sort_by is None:
-            return kept[: query.limit]
-        path, descending = order.parse(query.sort_by)
-        marked = [
-            replace(hit, mark=order.mark_of(order.tag_value(json.loads(hit.record.tags), path)))
-            for hit in kept[:enough]
-        ]
-        in_order = order.ordered(marked, lambda hit: hit.mark or order.mark_of(None), descending=descending)
-        return in_order[: query.limit]
-
-    def _compared(self, row: NDArray[np.float32], hits: list[Hit], query: Query) -> list[Hit]:
-        """Hits above the asked percentile, with their percentiles."""
-        background = self._background.scores(row, len(self))
-        floor = -2.0 if query.relevance is None else floor_of(query.relevance, background)
-        kept = [hit for hit in hits if hit.score >= floor]
-        return [replace(hit, percentile=percentile(hit.score, background)) for hit in kept]
+        kept = kept[:enough] if query.sort_by is None else _in_order(kept[:enough], query.sort_by)[: query.limit]
+        if query.percentiles:
+            kept = [replace(hit, percentile=percentile(hit.score, background)) for hit in kept]
+        return kept
 
     def status(self) -> dict[str, Any]:
         """For /status."""
@@ -187,6 +173,12 @@ class LiveIndex:
         """Stop the work in the background and close the store; once more does nothing."""
         self.keeper.close()
         self.store.close()
+
+
+def _in_order(hits: list[Hit], sort_by: str) -> list[Hit]:
+    path, descending = order.parse(sort_by)
+    marked = [replace(hit, mark=order.mark_of(order.tag_value(json.loads(hit.record.tags), path))) for hit in hits]
+    return order.ordered(marked, lambda hit: hit.mark or order.mark_of(None), descending=descending)
 
 
 def _kept(hits: list[Hit], query: Query) -> list[Hit]:

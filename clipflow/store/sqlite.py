@@ -17,11 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clipflow.errors import (
-    Conflict,
-    DimensionMismatch,
-    ModelMismatch,
-)
+from clipflow.errors import Conflict, DimensionMismatch, ModelMismatch
 from clipflow.filters import Filter, index_expression
 from clipflow.store.connection import connect, lock, translated
 from clipflow.store.migrations import migrate
@@ -65,7 +61,6 @@ class Store:
         shards: int = 1,
     ) -> None:
         self.directory = directory
-        self.indexed_tags = tuple(indexed_tags)
         self._lock_file: int | None = lock(directory)
         self._local = threading.local()
         self._writing = threading.Lock()
@@ -75,7 +70,7 @@ class Store:
                 self._db = self._connect()
                 migrate(self._db)
             self._claim(fingerprint, model, shards)
-            self._index_tags()
+            self._index_tags(indexed_tags)
         except BaseException:
             self.close()
             raise
@@ -103,9 +98,9 @@ class Store:
         if -1 < _number(self.directory / 'documents.db') < shards <= max(others, default=0):
             raise Conflict(_other_shards(self.directory.parent, 'more shards', shards))
 
-    def _index_tags(self) -> None:
+    def _index_tags(self, names: Collection[str]) -> None:
         """An index of each declared tag, and none of others."""
-        wanted = {f'tag_{name}': index_expression(name) for name in self.indexed_tags}
+        wanted = {f'tag_{name}': index_expression(name) for name in names}
         sql = "SELECT name FROM sqlite_master WHERE type = 'index' AND name LIKE 'tag\\_%' ESCAPE '\\'"
         there = {row[0] for row in self._read(sql)}
         if there == set(wanted):

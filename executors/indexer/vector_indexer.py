@@ -1,5 +1,7 @@
 """Third stage: embeddings are stored and found. See README.md beside this file."""
 
+from typing import Any
+
 import numpy as np
 from docarray import Document, DocumentArray
 from docarray.score import NamedScore
@@ -7,7 +9,7 @@ from docarray.score import NamedScore
 from clipflow import wire
 from clipflow.border.room import Room, endpoint
 from clipflow.errors import InvalidDocument, InvalidParameter, ModelMismatch, NotFound
-from clipflow.filters import compile_filter
+from clipflow.filters import Filter, compile_filter
 from clipflow.index.approximate import Approximate, check_kind
 from clipflow.index.base import Effort
 from clipflow.index.choice import Wanted, memory_for_vectors
@@ -78,7 +80,7 @@ class VectorIndexer(Room):
         ids = [*(doc.id for doc in docs), *(parameters.ids or ())]
         if not ids and parameters.filter is None:
             raise InvalidParameter("say what to delete: documents, 'ids' or 'filter' ('/clear' deletes everything)")
-        matching = None if parameters.filter is None else compile_filter(parameters.filter, self.settings.indexed_tags)
+        matching = None if parameters.filter is None else self._compiled(parameters.filter)
         count = await self.work.run(parameters, self._index.delete, ids, matching)
         return wire.result_document(self.stage, {'deleted': count})
 
@@ -117,7 +119,7 @@ class VectorIndexer(Room):
         store = self._index.store
         ids = [*(doc.id for doc in docs), *(parameters.ids or ())]
         if not ids:
-            page = compile_filter(parameters.filter or {}, self.settings.indexed_tags)
+            page = self._compiled(parameters.filter or {})
             limit, offset = parameters.limit, parameters.offset
             if self.settings.shards > 1:
                 # The page is cut from the pages of all shards.
@@ -145,11 +147,13 @@ class VectorIndexer(Room):
             reply[-1].id = reply[-1].tags['stage'] = f'{self.stage}_{self.settings.shard}'
         return reply
 
+    def _compiled(self, query: dict[str, Any]) -> Filter:
+        return compile_filter(query, self.settings.indexed_tags)
+
     def _query(self, parameters: SearchParameters) -> Query:
-        tags = self.settings.indexed_tags
         return Query(
             limit=parameters.limit + parameters.offset,
-            matching=None if parameters.filter is None else compile_filter(parameters.filter, tags),
+            matching=None if parameters.filter is None else self._compiled(parameters.filter),
             min_score=parameters.min_score,
             relevance=parameters.relevance,
             group_by=parameters.group_by,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from clipflow.index import choice, keeper
+from clipflow.index import choice, flat, keeper, layered, snapshot
 from clipflow.index.choice import Wanted
 from clipflow.index.live import LiveIndex, Query
 from clipflow.store.sqlite import Record, Store
@@ -28,6 +28,8 @@ def test_every_search_sees_every_document_once(kind: str, tmp_path: Path, monkey
     monkeypatch.setattr(choice, 'LEAST', 100)
     monkeypatch.setattr(keeper, 'MERGE_AT', 64)
     monkeypatch.setattr(keeper, 'DEAD_LEAST', 50)
+    for module in (flat, layered, snapshot):
+        monkeypatch.setattr(module, 'BLOCK', 128)
     rng = np.random.default_rng(5)
     versions = unit(rng.normal(size=(2 * COUNT, DIMENSION))).reshape(2, COUNT, DIMENSION)
     live = LiveIndex(Store(tmp_path, 'abc', 'm'), Wanted(kind))

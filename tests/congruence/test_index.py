@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from numpy.typing import NDArray
 
 from clipflow.filters import compile_filter
-from clipflow.index import choice, keeper
+from clipflow.index import choice, flat, keeper, layered, snapshot
 from clipflow.index.choice import Wanted
 from clipflow.index.layered import LayeredIndex
 from clipflow.index.live import Hit, LiveIndex, Query
@@ -29,6 +29,8 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choice, 'LEAST', 3)
     monkeypatch.setattr(keeper, 'MERGE_AT', 3)
     monkeypatch.setattr(keeper, 'DEAD_LEAST', 2)
+    for module in (flat, layered, snapshot):
+        monkeypatch.setattr(module, 'BLOCK', 4)
 
 
 def unit(components: tuple[float, ...]) -> NDArray[np.float32]:

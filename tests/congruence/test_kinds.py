@@ -1,8 +1,7 @@
 """Every kind of index does what the simple one does: sees writes at once, forgets what is deleted, finds enough."""
 
 import json
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import faiss
@@ -19,6 +18,7 @@ from clipflow.index.keeper import Snapshots
 from clipflow.index.live import Hit, LiveIndex, Query
 from clipflow.index.reference import ReferenceIndex
 from clipflow.store.sqlite import Record, Store
+from service import until
 
 DIMENSION = 32
 COUNT = 1500
@@ -46,16 +46,9 @@ def opened(folder: Path, kind: str) -> LiveIndex:
     return LiveIndex(store, Wanted(kind, recall=RECALL), Snapshots(10**9, 10**9))
 
 
-def until(condition: Callable[[], object], seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, 'it took too long'
-        time.sleep(0.01)
-
-
 def settled(live: LiveIndex, kind: str) -> LiveIndex:
     """Wait until the index is of the kind that was asked for, and nothing is left to merge or compact."""
-    until(lambda: live.status()['kind'] != 'flat' or kind == 'flat')
+    until(lambda: live.status()['kind'] != 'flat' or kind == 'flat', 120, 'it is of the kind')
     assert live.status()['warnings'] == []
     return live
 
@@ -159,7 +152,7 @@ def test_a_kind_lives_through_writes_deletes_filters_and_restarts(
     # And when more than a fifth is dead, the index is built anew, while searches go on.
     again.delete([str(n) for n in range(200, 1450)])
     fill(again, vectors, COUNT, 2 * COUNT)
-    until(lambda: again.status()['dead'] < 1000 and again.status()['recent'] < 2048)
+    until(lambda: again.status()['dead'] < 1000 and again.status()['recent'] < 2048, 120, 'it is built anew')
     here = [*range(1450, 2 * COUNT)]
     check(again.search(asked, Query(10)), truth(vectors, here, asked, 10), floor)
     assert again.status()['warnings'] == []
@@ -174,7 +167,7 @@ def test_shards_share_the_clusters_that_were_learnt_once(vectors: NDArray[np.flo
     shards = [LiveIndex(Store(tmp_path / f'shard {n}', 'abc', 'm'), wanted) for n in range(2)]
     for number, shard in enumerate(shards):
         fill(shard, vectors, number * 100, number * 100 + 100)
-        until(lambda shard=shard: shard.status()['kind'] == 'trained')
+        until(lambda shard=shard: shard.status()['kind'] == 'trained', 120, 'it has the clusters')
     centres = []
     for shard in shards:
         index = shard.keeper.index
