@@ -89,7 +89,7 @@ def scan(queries: NDArray[np.float32], held: Rows, view: View, start: int, limit
         for query in np.flatnonzero(scores.max(axis=1) > floors).tolist():
             row = scores[query]
             # Before there is a bound, all would be better: the best of this block are one.
-            bound = floors[query] if np.isfinite(floors[query]) else _floor(row, limit)
+            bound = floors[query] if np.isfinite(floors[query]) else floor(row, limit)
             better = np.flatnonzero(row > bound)
             found[query], floors[query] = _best(found[query], (better + first, row[better]), limit)
     return found
@@ -100,12 +100,12 @@ def _best(some: Candidates, more: Candidates, limit: int) -> tuple[Candidates, f
     slots, scores = np.concatenate([some[0], more[0]]), np.concatenate([some[1], more[1]])
     if len(scores) <= limit:
         return (slots, scores), -np.inf
-    floor = _floor(scores, limit)
-    keep = scores >= floor
-    return (slots[keep], scores[keep]), floor
+    bound = floor(scores, limit)
+    keep = scores >= bound
+    return (slots[keep], scores[keep]), bound
 
 
-def _floor(scores: NDArray[np.float32], limit: int) -> float:
+def floor(scores: NDArray[np.float32], limit: int) -> float:
     """Below it nothing is among the `limit` best, nor ties with the last of them."""
     if len(scores) <= limit:
         return -np.inf

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from clipflow.index.approximate import Approximate
 from clipflow.index.base import Effort, Ranked, Reader
-from clipflow.index.flat import BLOCK, Candidates, Rows, Vectors, cut, scan
+from clipflow.index.flat import BLOCK, Candidates, Rows, Vectors, cut, floor, scan
 from clipflow.index.slots import Slots, SlotTable, View
 
 SPARE = 8
-SUBSET = 0.2
+SUBSET = 0.1
 """Up to this share of documents that pass a filter, flat compares their vectors one by one (docs/indexer.md)."""
 SUBSET_STORED = 20_000
 """The same for the other kinds, as a number of documents."""
@@ -141,7 +141,15 @@ class LayeredIndex:
         """Exact: the vector of every allowed document is compared."""
         assert search.only is not None
         keys, rows = self._stored(search.only, search)
-        return [cut(keys, _cosines(query, rows), search.limit) for query in queries]
+        if not len(keys):
+            return [(keys, np.empty(0))] * len(queries)
+        found = []
+        for query in queries:
+            # In float32 first: only what may be among the best is worth the exact product.
+            about = rows @ query
+            close = about >= floor(about, search.limit)
+            found.append(cut(keys[close], _cosines(query, rows[close]), search.limit))
+        return found
 
     def _stored(self, slots: Slots, search: _Search) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Keys and vectors of slots, which ascend; without those that are gone from the store by now."""

@@ -11,6 +11,8 @@ import pytest
 
 from clipflow.errors import DimensionMismatch
 from clipflow.filters import compile_filter
+from clipflow.index.approximate import Approximate
+from clipflow.index.layered import LayeredIndex
 from clipflow.index.live import LiveIndex, Query
 from clipflow.store.sqlite import Record, Store
 
@@ -180,3 +182,13 @@ def test_the_sample_is_drawn_again_when_the_collection_has_changed(live: LiveInd
     assert live.search(near(0.5)[None], Query(1, percentiles=True))[0][0].percentile == 0.0
     live.upsert([record(f'low{n}', -AXES[1]) for n in range(50)])
     assert live.search(near(0.5)[None], Query(1, percentiles=True))[0][0].percentile == pytest.approx(0.5)
+
+
+def test_documents_that_vanish_between_the_filter_and_their_vectors_are_no_fault() -> None:
+    # A kind that reads vectors from the store, and a store from which another thread has just deleted them.
+    main = Approximate.create('SQ8', 4)
+    main.train(AXES)
+    index = LayeredIndex(4, lambda keys: (np.empty(0, np.int64), np.empty((0, 0), np.float32)), main)
+    index.fill(np.array([1, 2], dtype=np.int64), AXES[:2])
+    found = index.search(AXES[:2], 5, np.array([1, 2], dtype=np.int64))
+    assert [(len(keys), len(scores)) for keys, scores in found] == [(0, 0), (0, 0)]
