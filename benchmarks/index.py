@@ -68,7 +68,8 @@ from clipflow.index.choice import Wanted
 from clipflow.index.layered import LayeredIndex
 from clipflow.index.live import LiveIndex, Query
 from clipflow.store.migrations import migrate
-from clipflow.store.sqlite import Record, Store
+from clipflow.store.reading import Record
+from clipflow.store.sqlite import Store
 from setups import quantiles, spread, timed
 
 BATCH = 100

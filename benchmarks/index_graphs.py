@@ -32,7 +32,8 @@ from clipflow.index.choice import Choice, Wanted, choose
 from clipflow.index.keeper import MERGE_AT, Snapshots
 from clipflow.index.layered import LayeredIndex
 from clipflow.index.live import LiveIndex
-from clipflow.store.sqlite import Record, Store
+from clipflow.store.reading import Record
+from clipflow.store.sqlite import Store
 from setups import quantiles, spread
 
 PLACES = 10

@@ -66,7 +66,7 @@ class Embedder:
         self.spec = spec
         self.session = session
         self.cache = TextCache(0) if cache is None else cache
-        self._mark = wire.model_mark(spec.fingerprint, session.description['precision'])
+        self.mark = wire.model_mark(spec.fingerprint, session.description['precision'])
         self._tokenizer = Tokenizer(spec)
         self.batch_size = batch_size
         self._used: dict[Tower, float] = dict.fromkeys(TOWERS, time.monotonic())
@@ -201,7 +201,7 @@ class Embedder:
             wire.fail(doc, Internal(f'{doc.id!r}: the model gave a vector that is not finite'), STAGE)
             return
         doc.pop('tensor')
-        doc.tags[wire.MODEL] = self._mark
+        doc.tags[wire.MODEL] = self.mark
         original = wire.detach(doc, wire.ORIGINAL)
         if original is not None:
             doc.content = original.content

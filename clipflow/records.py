@@ -7,7 +7,7 @@ import numpy as np
 from docarray import Document
 
 from clipflow import wire
-from clipflow.store.sqlite import Record
+from clipflow.store.reading import Record
 
 
 def record_of(doc: Document) -> Record:

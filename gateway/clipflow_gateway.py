@@ -12,6 +12,7 @@ from jina.serve.runtimes.gateway.http.fastapi import FastAPIBaseGateway
 from jina.serve.runtimes.servers.composite import CompositeBaseServer
 
 from clipflow import logs
+from clipflow.border.control import listen_to_launcher
 from clipflow.border.door import Door
 from clipflow.border.process import prepare_process
 from clipflow.border.route import Route
@@ -55,11 +56,12 @@ class ClipflowGateway(CompositeBaseServer, BaseGateway):  # type: ignore[misc]
                 server = GRPCGateway(**arguments)
             self.servers.append(server)
         self.gateways = self.servers
-        self._log = log
+        self._log, self._door, self._route = log, door, route
 
     async def setup_server(self) -> None:
         """Start both servers."""
         asyncio.get_running_loop().set_exception_handler(self._report)
+        self._control = await listen_to_launcher(self._door.gate, self._route)
         await super().setup_server()
 
     def _report(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ from jina.serve.runtimes.gateway.request_handling import GatewayRequestHandler
 from jina.types.request.data import DataRequest
 
 from clipflow import __version__, errors, wire
+from clipflow.border.gate import WRITES, Gate
 from clipflow.border.route import Route
 from clipflow.errors import (
     ClipflowError,
@@ -70,6 +71,7 @@ class Door:
         self.streamer = handler.streamer
         self.executor = handler.executor
         self.inside = 0
+        self.gate = Gate()
         self.streamer._streamer._request_handler = self._admit
         self.Call = self.stream
 
@@ -112,8 +114,8 @@ class Door:
         return (await self._answer(request)).proto.header.status
 
     async def endpoint_discovery(self, empty: Any, context: Any) -> Any:
-        """What the Executors bind."""
-        return await self._handler.endpoint_discovery(empty, context)
+        """What the Flow answers."""
+        return jina_pb2.EndpointsProto(endpoints=list(wire.ENDPOINTS))
 
     async def _status(self, empty: Any, context: Any) -> jina_pb2.JinaInfoProto:
         """Versions only; Jina would send the environment."""
@@ -169,7 +171,11 @@ class Door:
                 raise Overloaded(f'{self.inside} requests are being served; try again a little later')
             self.inside += 1
             try:
-                reply = await self._route.send(request, deadline)
+                if request.header.exec_endpoint in WRITES:
+                    async with self.gate.passed(deadline):
+                        reply = await self._route.send(request, deadline)
+                else:
+                    reply = await self._route.send(request, deadline)
             finally:
                 self.inside -= 1
             if reply.status.code != jina_pb2.StatusProto.ERROR:

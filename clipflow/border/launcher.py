@@ -3,23 +3,21 @@
 `jina flow` itself never restarts a stage, leaves orphans when it is terminated, and asks public hosts for its address.
 """
 
-import contextlib
 import os
 import re
 import signal
 import socket
-import sys
 import threading
 import time
-from argparse import Namespace
-from collections import deque
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from clipflow.errors import Conflict, InvalidParameter, NotFound, Unavailable
-from clipflow.settings import GatewaySettings
+from clipflow.border.supervised import Stage, StageFailed, say
+from clipflow.border.switching import Switching
+from clipflow.errors import Conflict, InvalidParameter, NotFound
+from clipflow.settings import GatewaySettings, IndexerSettings
 
 _QUIET = {
     'JINA_OPTOUT_TELEMETRY': '1',
@@ -30,15 +28,9 @@ _QUIET = {
     'JINA_MP_START_METHOD': 'spawn',
     'PYTHONWARNINGS': 'ignore:pkg_resources is deprecated',
 }
-_MAX_RESTARTS = 5
-_RESTART_WINDOW_SECONDS = 60.0
 _POLL_SECONDS = 0.1
 _GATEWAY_STOP_SECONDS = 3.0
 _STOP_SECONDS = 8.0
-
-
-class StageFailed(Unavailable):
-    """A stage did not start, or died too often; the service stops."""
 
 
 def quiet_environment() -> None:
@@ -75,74 +67,6 @@ def load_flow(path: Path, settings: GatewaySettings) -> dict[str, Any]:
     return flow
 
 
-class Stage:
-    """One process of the Flow."""
-
-    def __init__(self, args: Namespace) -> None:
-        self.args = args
-        self.name = str(args.name)
-        self.restarts: deque[float] = deque(maxlen=_MAX_RESTARTS)
-        self.ready = False
-        self._pod: Any = None
-
-    def start(self) -> None:
-        """Start the process; it becomes ready later."""
-        from jina.orchestrate.pods.factory import PodFactory
-
-        self.args.noblock_on_start = True
-        self.ready = False
-        self._pod = PodFactory.build_pod(self.args)
-        self._pod.worker._target = _run_stage
-        self._pod.start()
-
-    @property
-    def pid(self) -> int:
-        """Of the process."""
-        return int(self._pod.worker.pid)
-
-    def is_alive(self) -> bool:
-        """Whether the process runs."""
-        return bool(self._pod.worker.is_alive())
-
-    def has_become_ready(self) -> bool:
-        """True once after each start."""
-        if not self.ready and self._pod.is_ready.is_set():
-            self.ready = True
-            return True
-        return False
-
-    def failed_to_start(self) -> bool:
-        """Whether it gave up before it was ready."""
-        return not self.ready and bool(self._pod.is_shutdown.is_set())
-
-    def end(self) -> str:
-        """How the process ended, for people."""
-        code = self._pod.worker.exitcode
-        return f'signal {signal.Signals(-code).name}' if code is not None and code < 0 else f'exit code {code}'
-
-    def terminate(self) -> None:
-        """Ask it to stop."""
-        if self.is_alive():
-            self._pod.worker.terminate()
-
-    def wait(self, until: float) -> None:
-        """Wait for its end; what is still there at `until` (monotonic seconds) is killed."""
-        self._pod.worker.join(max(0.0, until - time.monotonic()))
-        if self.is_alive():
-            say(f'{self.name} does not stop; killing it')
-            self._pod.worker.kill()
-            self._pod.worker.join()
-
-
-def _run_stage(**given: Any) -> None:
-    """The process of a stage: Jina's own, on the faster event loop that its command line would choose."""
-    import uvloop
-    from jina.serve.executors.run import run
-
-    uvloop.install()
-    run(**given)
-
-
 def serve(path: Path, settings: GatewaySettings) -> None:
     """Serve the Flow until SIGTERM or SIGINT.
 
@@ -160,12 +84,13 @@ def serve(path: Path, settings: GatewaySettings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):  # after Jina is imported, which takes SIGINT for itself
         signal.signal(number, lambda *_: stop.set())
     say('starting ' + ', '.join(stage.name for stage in stages))
-    try:
-        for stage in stages:
-            stage.start()
-        _watch(stages, gateway, stop)
-    finally:
-        _stop(stages)
+    with Switching(stages, lambda: _stages(flow), _workspace(flow)) as switching:
+        try:
+            for stage in stages:
+                stage.start()
+            _watch(stages, gateway, stop, switching)
+        finally:
+            _stop([*stages, *switching.coming])
 
 
 def _stages(flow: dict[str, Any]) -> list[Stage]:
@@ -189,18 +114,28 @@ def _is_alone(stage: Stage, names: list[str]) -> bool:
     return sum(name.split('/')[0] == stage.name.split('/')[0] for name in names) == 1
 
 
-def _watch(stages: list[Stage], gateway: dict[str, Any], stop: threading.Event) -> None:
+def _workspace(flow: dict[str, Any]) -> Path | None:
+    """Where the indexers of this Flow keep their documents; None: it has none, or it is not known here."""
+    for part in flow.get('executors', []):
+        if str(part.get('name', '')).split('_')[0] == 'indexer' and not part.get('external'):
+            return IndexerSettings.load(**part.get('uses_with') or {}).workspace
+    return None
+
+
+def _watch(stages: list[Stage], gateway: dict[str, Any], stop: threading.Event, switching: Switching) -> None:
     serving = False
     while not stop.wait(_POLL_SECONDS):
+        switching.step()
         for stage in stages:
             if stage.has_become_ready():
                 say(f'{stage.name} is ready (pid {stage.pid})')
             elif stage.failed_to_start() and not stage.restarts:
                 raise StageFailed(f'the stage {stage.name} did not start; its own message stands above')
-            elif not stage.is_alive():
-                _restart(stage)
+            elif not stage.is_alive() and not switching.replaces(stage):
+                stage.start_again()
         if not serving and all(stage.ready for stage in stages) and _answers(gateway):
             serving = True
+            switching.listen()
             host = gateway.get('host', '127.0.0.1')
             pairs = zip(gateway.get('protocol', []), gateway.get('port', []), strict=False)
             say('serving ' + ', '.join(f'{str(protocol).lower()}://{host}:{port}' for protocol, port in pairs))
@@ -229,21 +164,12 @@ def _answers(gateway: dict[str, Any]) -> bool:
             return False
 
 
-def _restart(stage: Stage) -> None:
-    now = time.monotonic()
-    if len(stage.restarts) == _MAX_RESTARTS and now - stage.restarts[0] < _RESTART_WINDOW_SECONDS:
-        raise StageFailed(f'the stage {stage.name} died {_MAX_RESTARTS + 1} times within a minute')
-    stage.restarts.append(now)
-    say(f'{stage.name} died ({stage.end()}); starting it again')
-    stage.start()
-
-
 def _stop(stages: list[Stage]) -> None:
     """The gateway first, so that nothing new comes in, then the others; within ten seconds all are gone."""
     say('stopping')
     begun = time.monotonic()
-    started = [stage for stage in stages if stage._pod is not None and stage._pod.worker.pid]
-    doors = [stage for stage in started if stage.name.startswith('gateway')]
+    started = [stage for stage in stages if stage.started]
+    doors = [stage for stage in started if stage.is_gateway]
     for group, seconds in ((doors, _GATEWAY_STOP_SECONDS), (started, _STOP_SECONDS)):
         for stage in group:
             stage.terminate()
@@ -260,9 +186,3 @@ def check_port(host: str, port: int) -> None:
             raise Conflict(
                 f'cannot listen on {host}:{port} ({error.strerror}); set CLIPFLOW_GRPC_PORT or CLIPFLOW_HTTP_PORT'
             ) from None
-
-
-def say(sentence: str) -> None:
-    """One line for people, on standard error. Where nobody listens any more, the work goes on."""
-    with contextlib.suppress(OSError):
-        print(f'clipflow: {sentence}', file=sys.stderr, flush=True)

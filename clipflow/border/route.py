@@ -4,6 +4,7 @@ Jina's own gateway copies its graph for every request and takes each message apa
 much as the calls themselves. Only chains are served, in which one stage may be several shards (`shards.py`).
 """
 
+import asyncio
 import json
 import re
 import time
@@ -31,7 +32,8 @@ class Route:
     """
 
     def __init__(self, stages: Sequence[tuple[str, Sequence[Sequence[str]]]], timeout: float | None = None) -> None:
-        self._stages = [_stage(name, parts, timeout) for name, parts in stages]
+        self._timeout = timeout
+        self._way = _Way([_stage(name, parts, timeout) for name, parts in stages])
 
     @classmethod
     def of(cls, arguments: Namespace) -> 'Route':
@@ -40,19 +42,21 @@ class Route:
         Raises:
             InvalidParameter: the Flow is no chain.
         """
-        graph: dict[str, list[str]] = json.loads(arguments.graph_description)
-        addresses = json.loads(arguments.deployments_addresses)
-        stages: list[tuple[str, list[list[str]]]] = []
-        following = graph.get(_START, [])
-        while following and following != [_END]:
-            after = [graph.get(name, []) for name in following]
-            name = _shared_name(following)
-            if name is None or name in dict(stages) or any(other != after[0] for other in after):
-                raise InvalidParameter(f'the gateway serves stages in a chain, but the Flow branches at {following}')
-            stages.append((name, [_of_grpc(addresses[member]) for member in following]))
-            following = after[0]
         timeout = arguments.timeout_send / 1000 if getattr(arguments, 'timeout_send', None) else None
-        return cls(stages, timeout)
+        return cls(_chain(arguments.graph_description, arguments.deployments_addresses), timeout)
+
+    async def replace(self, graph: str, addresses: str) -> None:
+        """From now on requests go to other stages, each of them either the old way or the new one as a whole.
+
+        Returns when no request is on the old way any more.
+
+        Args:
+            graph, addresses: JSON, as Jina tells a gateway of its Flow.
+        """
+        old = self._way
+        self._way = _Way([_stage(name, parts, self._timeout) for name, parts in _chain(graph, addresses)])
+        await old.emptied()
+        await old.close()
 
     async def send(self, request: DataRequest, deadline: float) -> DataRequest:
         """Pass `request` through the stages; the reply of the last, or of the first that fails.
@@ -68,13 +72,14 @@ class Route:
         begun = time.time_ns()
         passed: list[tuple[str, int, int]] = []
         data = request.to_bytes()
-        for stage in self._stages:
-            if wanted is None or wanted.match(stage.name):
-                started = time.time_ns()
-                data = await stage.send(data, deadline)
-                passed.append((stage.name, started, time.time_ns()))
-                if _status(data) == jina_pb2.StatusProto.ERROR:
-                    break
+        with self._way as stages:
+            for stage in stages:
+                if wanted is None or wanted.match(stage.name):
+                    started = time.time_ns()
+                    data = await stage.send(data, deadline)
+                    passed.append((stage.name, started, time.time_ns()))
+                    if _status(data) == jina_pb2.StatusProto.ERROR:
+                        break
         reply = DataRequest(data)
         del reply.routes[:]
         for name, started, ended in ((_GATEWAY, begun, time.time_ns()), *passed):
@@ -85,8 +90,50 @@ class Route:
 
     async def close(self) -> None:
         """Close the channels."""
+        await self._way.close()
+
+
+class _Way:
+    """Stages in their order, and how many requests are on them."""
+
+    def __init__(self, stages: list[Stage | Shards]) -> None:
+        self._stages = stages
+        self._inside = 0
+        self._left = asyncio.Event()
+
+    def __enter__(self) -> list[Stage | Shards]:
+        self._inside += 1
+        return self._stages
+
+    def __exit__(self, *_: object) -> None:
+        self._inside -= 1
+        self._left.set()
+
+    async def emptied(self) -> None:
+        """Wait for the end of the requests that are on the way."""
+        while self._inside:
+            self._left.clear()
+            await self._left.wait()
+
+    async def close(self) -> None:
+        """Close the channels."""
         for stage in self._stages:
             await stage.close()
+
+
+def _chain(graph_json: str, addresses_json: str) -> list[tuple[str, list[list[str]]]]:
+    graph: dict[str, list[str]] = json.loads(graph_json)
+    addresses = json.loads(addresses_json)
+    stages: list[tuple[str, list[list[str]]]] = []
+    following = graph.get(_START, [])
+    while following and following != [_END]:
+        after = [graph.get(name, []) for name in following]
+        name = _shared_name(following)
+        if name is None or name in dict(stages) or any(other != after[0] for other in after):
+            raise InvalidParameter(f'the gateway serves stages in a chain, but the Flow branches at {following}')
+        stages.append((name, [_of_grpc(addresses[member]) for member in following]))
+        following = after[0]
+    return stages
 
 
 def _stage(name: str, shards: Sequence[Sequence[str]], timeout: float | None) -> Stage | Shards:

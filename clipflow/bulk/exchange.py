@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipflow.errors import InvalidDocument, InvalidParameter, NotFound, Unavailable
-from clipflow.store.sqlite import Record, Store
+from clipflow.store.reading import Record
+from clipflow.store.sqlite import Store
 
 BLOCK = 1000
 ROWS_PER_FILE = 100_000

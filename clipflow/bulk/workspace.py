@@ -1,21 +1,20 @@
 """The shards of a workspace on disk, opened without a service, and moved to another number of them."""
 
+import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from clipflow.errors import Conflict, InvalidParameter, NotFound
+from clipflow.errors import InvalidParameter, NotFound
 from clipflow.sharding import shard_of
-from clipflow.store.sqlite import Record, Store
+from clipflow.store import generations
+from clipflow.store.connection import lock
+from clipflow.store.reading import Record
+from clipflow.store.sqlite import Store
 from clipflow.weights import ModelSpec
 
 BLOCK = 1000
-
-
-def folder_of(workspace: Path) -> Path:
-    """Where the indexer keeps its shards."""
-    return workspace / 'indexer'
 
 
 @contextmanager
@@ -47,6 +46,19 @@ def shards_in(folder: Path) -> int:
     return len(found)
 
 
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """No service has the shards open meanwhile.
+
+    Raises:
+        Conflict: one has.
+    """
+    with ExitStack() as closing:
+        for number in range(shards_in(folder)):
+            closing.callback(os.close, lock(folder / str(number)))
+        yield
+
+
 def put(stores: Sequence[Store], records: Sequence[Record], precision: str = 'float') -> None:
     """Store each record in the shard that keeps its id."""
     for number, store in enumerate(stores):
@@ -74,10 +86,7 @@ def reshard(workspace: Path, spec: ModelSpec, shards: int, moved: Callable[[int]
         InvalidParameter: there are that many already.
         NotFound, Conflict, ModelMismatch: see `opened` and `shards_in`.
     """
-    folder = folder_of(workspace)
-    part, old = folder.with_name('indexer.part'), folder.with_name('indexer.old')
-    if old.exists():
-        raise Conflict(f'an earlier move stopped at its end; compare {folder} with {old}, and delete the one too many')
+    folder, part = generations.current(workspace), generations.named(workspace, f'{shards}')
     before = shards_in(folder)
     if before == shards:
         raise InvalidParameter(f'{folder} has {shards} shards already')
@@ -91,7 +100,6 @@ def reshard(workspace: Path, spec: ModelSpec, shards: int, moved: Callable[[int]
                     put(target, [block[key] for key in sorted(block)], store.precision() or 'float')
                     count += len(block)
                     moved(len(block))
-    folder.rename(old)
-    part.rename(folder)
-    shutil.rmtree(old)
+    generations.switch(workspace, part)
+    shutil.rmtree(folder)
     return before, count

@@ -47,7 +47,7 @@ def _load(given: argparse.Namespace) -> int:
     except NotFound:
         there = 1
     count = 0
-    with workspace.opened(folder, spec, given.shards or there) as stores, _progress('loading', None) as moved:
+    with workspace.opened(folder, spec, given.shards or there) as stores, progress('loading', None) as moved:
         for records in exchange.read(given.folder):
             workspace.put(stores, records)
             moved(len(records))
@@ -62,7 +62,7 @@ def _dump(given: argparse.Namespace) -> int:
     folder, spec = _place()
     with workspace.opened(folder, spec, workspace.shards_in(folder)) as stores:
         count = sum(store.count() for store in stores)
-        with _progress('writing', count) as moved:
+        with progress('writing', count) as moved:
             exchange.write(stores, given.folder, given.layout, moved)
     print(f'{count:,} documents are in {given.folder}')
     return 0
@@ -96,7 +96,7 @@ def _reshard(given: argparse.Namespace) -> int:
     if given.to < 1:
         raise InvalidParameter('there is at least one shard')
     folder, spec = _place()
-    with _progress('moving', None) as moved:
+    with progress('moving', None) as moved:
         before, count = workspace.reshard(folder.parent, spec, given.to, moved)
     print(f'{count:,} documents moved from {before} to {given.to} shards in {folder}')
     return 0
@@ -104,16 +104,17 @@ def _reshard(given: argparse.Namespace) -> int:
 
 def _place() -> tuple[Path, Any]:
     """Where the shards are, and the model that their vectors are of."""
-    from clipflow.bulk import workspace
     from clipflow.settings import IndexerSettings
+    from clipflow.store import generations
     from clipflow.weights import load_spec
 
     settings = IndexerSettings.load()
-    return workspace.folder_of(settings.workspace), load_spec(settings.model)
+    return generations.current(settings.workspace), load_spec(settings.model)
 
 
 @contextmanager
-def _progress(title: str, total: int | None) -> Iterator[Callable[[int], None]]:
+def progress(title: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """A bar with rate and remaining time, on standard error; the function is told how many more are done."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

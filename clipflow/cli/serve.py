@@ -21,9 +21,10 @@ def run(given: argparse.Namespace) -> int:
     """Serve until told to stop."""
     from clipflow import ROOT
     from clipflow.border import launcher
+    from clipflow.border.supervised import say
     from clipflow.settings import GatewaySettings, unknown_variables
 
     for sentence in unknown_variables():
-        launcher.say('warning: ' + sentence)
+        say('warning: ' + sentence)
     launcher.serve(given.flow or ROOT / 'flow.yml', GatewaySettings.load())
     return 0

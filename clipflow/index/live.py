@@ -14,7 +14,8 @@ from clipflow.index.background import DECIMALS, Background, floor_of, percentile
 from clipflow.index.base import Effort
 from clipflow.index.choice import Wanted
 from clipflow.index.keeper import Keeper, Snapshots
-from clipflow.store.sqlite import Record, Store
+from clipflow.store.reading import Record
+from clipflow.store.sqlite import Store
 from clipflow.vectors import distinct
 
 RELEVANT = 1000

@@ -1,49 +1,27 @@
 """Documents, vectors and thumbnails in SQLite (WAL, full sync): what is committed here is acknowledged, and only that.
 
-One process writes (a lock file), through one connection; every thread reads through a connection of its own.
+One process writes (a lock file), through one connection; `reading` has what does not write.
 """
 
-import itertools
-import json
 import os
 import sqlite3
 import threading
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clipflow.errors import Conflict, DimensionMismatch, ModelMismatch
 from clipflow.filters import Filter, index_expression
-from clipflow.store.connection import connect, lock, translated
+from clipflow.store.connection import lock, translated
 from clipflow.store.migrations import migrate
-
-_VARIABLES = 30_000
-_ROWS_PER_READ = 10_000
+from clipflow.store.reading import Documents, Record, chunks
 
 
-@dataclass(frozen=True)
-class Record:
-    """One stored document. `tags` is JSON text; `vector` is float32 of unit length, [D]."""
-
-    id: str
-    text: str
-    uri: str
-    tags: str
-    vector: NDArray[np.float32] | None = None
-    thumbnail: bytes | None = None
-    key: int = 0
-
-
-KeysAndVectors = tuple[NDArray[np.int64], NDArray[np.float32]]
-
-
-class Store:
-    """The documents of one shard, in `directory`.
+class Store(Documents):
+    """The documents of one shard, in `directory`, for the one process that writes.
 
     Raises (on opening):
         Conflict: another process has the workspace, or a newer clipflow wrote it.
@@ -60,11 +38,9 @@ class Store:
         indexed_tags: Collection[str] = (),
         shards: int = 1,
     ) -> None:
-        self.directory = directory
+        super().__init__(directory)
         self._lock_file: int | None = lock(directory)
-        self._local = threading.local()
         self._writing = threading.Lock()
-        self._all: list[sqlite3.Connection] = []
         try:
             with translated():
                 self._db = self._connect()
@@ -74,10 +50,6 @@ class Store:
         except BaseException:
             self.close()
             raise
-
-    def _connect(self) -> sqlite3.Connection:
-        self._all.append(connect(self.directory / 'documents.db'))
-        return self._all[-1]
 
     def _claim(self, fingerprint: str, model: str, shards: int) -> None:
         meta = self._meta()
@@ -90,7 +62,8 @@ class Store:
         elif found != fingerprint:
             raise ModelMismatch(
                 f'the vectors in {self.directory} were made with the model {meta.get("model")!r} ({found}), not with '
-                f'{model!r} ({fingerprint}); set CLIPFLOW_MODEL back, or choose another CLIPFLOW_WORKSPACE'
+                f'{model!r} ({fingerprint}); set CLIPFLOW_MODEL back, make them anew with `clipflow reindex`, or '
+                'choose another CLIPFLOW_WORKSPACE'
             )
         elif int(meta.get('shards', '1')) != shards:
             raise Conflict(_other_shards(self.directory, f'one of {meta.get("shards", "1")} shards', shards))
@@ -111,9 +84,6 @@ class Store:
             for name in set(wanted) - there:
                 db.execute(f'CREATE INDEX {_quoted(name)} ON documents ({wanted[name]})')
 
-    def _meta(self) -> dict[str, str]:
-        return dict(self._read('SELECT name, value FROM meta'))
-
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         with self._writing, translated():
@@ -127,13 +97,6 @@ class Store:
                     self._db.execute('ROLLBACK')
                 raise
 
-    def _read(self, sql: str, parameters: Sequence[Any] = ()) -> list[Any]:
-        if not hasattr(self._local, 'db'):
-            self._local.db = self._connect()
-        with translated():
-            found: list[Any] = self._local.db.execute(sql, parameters).fetchall()
-            return found
-
     def snapshots(self) -> list[str]:
         """Tokens of the latest two snapshots of the index."""
         return self._meta().get('snapshots', '').split()
@@ -144,9 +107,14 @@ class Store:
         with self._transaction() as db:
             db.execute("INSERT OR REPLACE INTO meta VALUES ('snapshots', ?)", (latest,))
 
-    def last_sequence(self) -> int:
-        """Number of the latest change that gave a document a number."""
-        return int(self._meta()['sequence'])
+    def taken(self) -> int:
+        """Of a store that is filled from another one: the number of the change up to which it was."""
+        return int(self._meta().get('taken', '0'))
+
+    def note_taken(self, sequence: int) -> None:
+        """Everything up to this change of the other store is here."""
+        with self._transaction() as db:
+            db.execute("INSERT OR REPLACE INTO meta VALUES ('taken', ?)", (str(sequence),))
 
     def upsert(self, records: Sequence[Record], precision: str = 'float', *, mixed: bool = False) -> NDArray[np.int64]:
         """Store all records in one transaction; returns their keys, [N]. Durable on return.
@@ -194,10 +162,6 @@ class Store:
         else:
             db.execute("INSERT OR REPLACE INTO meta VALUES ('precision', ?)", (precision,))
 
-    def precision(self) -> str:
-        """What the first of the vectors were made with: float or int8; empty if there never was one."""
-        return self._meta().get('precision', '')
-
     def _check_dimension(self, db: sqlite3.Connection, sizes: Sequence[int]) -> None:
         row = db.execute('SELECT length(vector) FROM documents LIMIT 1').fetchone()
         expected = int(row[0]) if row else sizes[0]
@@ -228,7 +192,7 @@ class Store:
         """Delete by ids or by a filter; returns the keys that are gone. Unknown ids are no error."""
         gone: list[int] = []
         with self._transaction() as db:
-            for some in _chunks(ids):
+            for some in chunks(ids):
                 marks = ', '.join('?' * len(some))
                 gone += [r[0] for r in db.execute(f'DELETE FROM documents WHERE id IN ({marks}) RETURNING key', some)]
             if matching is not None:
@@ -241,93 +205,13 @@ class Store:
         with self._transaction() as db:
             return db.execute('DELETE FROM documents').rowcount
 
-    def by_keys(self, keys: Sequence[int], *, thumbnails: bool = False, vectors: bool = False) -> dict[int, Record]:
-        """Records of the keys that exist."""
-        found = [r for some in _chunks(keys) for r in self._select('d.key IN', some, thumbnails, vectors)]
-        return {record.key: record for record in found}
-
-    def by_ids(self, ids: Sequence[str], *, thumbnails: bool = False, vectors: bool = False) -> dict[str, Record]:
-        """Records of the ids that exist."""
-        found = [r for some in _chunks(ids) for r in self._select('d.id IN', some, thumbnails, vectors)]
-        return {record.id: record for record in found}
-
-    def page(
-        self, matching: Filter, limit: int, offset: int, *, thumbnails: bool = False, vectors: bool = False
-    ) -> list[Record]:
-        """Records that pass the filter, in the order in which they were first stored."""
-        sql = f'SELECT key FROM documents WHERE {matching.sql} ORDER BY key LIMIT ? OFFSET ?'
-        keys = [row[0] for row in self._read(sql, (*matching.parameters, limit, offset))]
-        records = self.by_keys(keys, thumbnails=thumbnails, vectors=vectors)
-        return [records[key] for key in keys if key in records]
-
-    def _select(self, condition: str, values: Sequence[Any], thumbnails: bool, vectors: bool) -> list[Record]:
-        picture = '(SELECT webp FROM thumbnails t WHERE t.key = d.key)' if thumbnails else 'NULL'
-        vector = 'd.vector' if vectors else 'NULL'
-        marks = ', '.join('?' * len(values))
-        columns = f'd.id, d.text, d.uri, d.tags, {vector}, {picture}, d.key'
-        sql = f'SELECT {columns} FROM documents d WHERE {condition} ({marks})'
-        return [
-            Record(i, text, uri, tags, None if blob is None else np.frombuffer(blob, dtype=np.float32), webp, key)
-            for i, text, uri, tags, blob, webp, key in self._read(sql, values)
-        ]
-
-    def matching_keys(self, matching: Filter) -> NDArray[np.int64]:
-        """Keys of all documents that pass the filter."""
-        rows = self._read(f'SELECT key FROM documents WHERE {matching.sql}', matching.parameters)
-        return np.fromiter((row[0] for row in rows), dtype=np.int64, count=len(rows))
-
-    def vectors(self, step: int = 1) -> Iterator[KeysAndVectors]:
-        """All keys and vectors, or those whose key `step` divides, in blocks of [n] and [n, D]."""
-        last = 0
-        sql = 'SELECT key, vector FROM documents WHERE key > ? AND key % ? = 0 ORDER BY key LIMIT ?'
-        while rows := self._read(sql, (last, step, _ROWS_PER_READ)):
-            last = rows[-1][0]
-            yield _matrix(rows)
-
-    def vectors_since(self, sequence: int) -> Iterator[KeysAndVectors]:
-        """Keys and vectors of documents that were changed after `sequence`, in blocks, oldest change first."""
-        sql = 'SELECT key, vector, sequence FROM documents WHERE sequence > ? ORDER BY sequence LIMIT ?'
-        while rows := self._read(sql, (sequence, _ROWS_PER_READ)):
-            sequence = rows[-1][2]
-            yield _matrix(rows)
-
-    def vectors_of(self, keys: NDArray[np.int64]) -> KeysAndVectors:
-        """Of [N] keys those that exist, [n], and their vectors, [n, D]."""
-        # One text for any number of keys, so that SQLite prepares it once.
-        sql = 'SELECT key, vector FROM documents WHERE key IN (SELECT value FROM json_each(?))'
-        return _matrix(self._read(sql, (json.dumps(keys.tolist()),)))
-
-    def keys(self) -> NDArray[np.int64]:
-        """All keys, ascending, [N]."""
-        # As one text: a million rows as Python objects take four times as long.
-        text = self._read('SELECT group_concat(key) FROM documents INDEXED BY documents_by_sequence')[0][0]
-        return np.sort(np.fromstring(text or '', dtype=np.int64, sep=','))
-
-    def dimension(self) -> int:
-        """Of the vectors; 0 without documents."""
-        row = self._read('SELECT length(vector) / 4 FROM documents LIMIT 1')
-        return int(row[0][0]) if row else 0
-
-    def count(self) -> int:
-        """Number of documents."""
-        return int(self._read('SELECT count(*) FROM documents')[0][0])
-
     def close(self) -> None:
         """Close all connections and let another process in; once more does nothing."""
         with self._writing:
-            for db in self._all:
-                db.close()
-            self._all.clear()
+            super().close()
             if self._lock_file is not None:
                 os.close(self._lock_file)
                 self._lock_file = None
-
-
-def _matrix(rows: Sequence[Any]) -> KeysAndVectors:
-    if not rows:
-        return np.empty(0, np.int64), np.empty((0, 0), np.float32)
-    matrix = np.frombuffer(b''.join(row[1] for row in rows), dtype=np.float32).reshape(len(rows), -1)
-    return np.array([row[0] for row in rows], dtype=np.int64), matrix
 
 
 def _quoted(name: str) -> str:
@@ -351,9 +235,3 @@ def other_precision(stored: str, given: str) -> ModelMismatch:
         f'the stored vectors were made in {stored}, these in {given}; give the encoder the CLIPFLOW_PRECISION of '
         'before, index again, or allow both with CLIPFLOW_MIX_PRECISIONS'
     )
-
-
-def _chunks(values: Iterable[Any]) -> Iterator[list[Any]]:
-    iterator = iter(values)
-    while some := list(itertools.islice(iterator, _VARIABLES)):
-        yield some

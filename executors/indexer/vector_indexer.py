@@ -18,6 +18,7 @@ from clipflow.index.live import Hit, LiveIndex, Query
 from clipflow.records import document_of, record_of
 from clipflow.settings import IndexerSettings
 from clipflow.sharding import shard_of
+from clipflow.store import generations
 from clipflow.store.sqlite import Store, other_precision
 from clipflow.wire import DeleteParameters, EncodeParameters, GetParameters, Parameters, SearchParameters
 from clipflow.work import WorkQueue, share_of_cores
@@ -33,7 +34,7 @@ class VectorIndexer(Room):
     def open(self) -> None:
         """See `Room`: take the workspace and read its vectors."""
         settings = self.settings
-        directory = settings.workspace / self.stage / str(settings.shard)
+        directory = generations.current(settings.workspace) / str(settings.shard)
         memory = settings.index_memory or memory_for_vectors()
         kind, trained = settings.index_kind, settings.index_trained
         wanted = Wanted(kind, settings.index_vectors, memory, settings.index_recall, trained)

@@ -32,12 +32,23 @@ ALLOWED: dict[str, set[str]] = {
     'store': {'errors', 'filters'},
     'records': {'wire', 'store'},
     'index': {'errors', 'filters', 'store', 'order', 'vectors'},
-    'bulk': {'errors', 'sharding', 'weights', 'store'},
+    'bulk': {
+        'errors',
+        'settings',
+        'wire',
+        'work',
+        'sharding',
+        'weights',
+        'preparation',
+        'sessions',
+        'batching',
+        'store',
+    },
     'rank': {'errors', 'wire', 'order', 'vectors'},
     'web': {'errors', 'settings', 'wire'},
-    'border': {'errors', 'settings', 'wire', 'work', 'logs', 'weights', 'sharding'},
+    'border': {'errors', 'settings', 'wire', 'work', 'logs', 'weights', 'sharding', 'store'},
     'client': {'errors', 'wire'},
-    'cli': {'bulk', 'index', 'errors', 'settings', 'weights', 'sessions', 'border', 'client'},
+    'cli': {'bulk', 'store', 'index', 'errors', 'settings', 'weights', 'sessions', 'border', 'client'},
 }
 
 

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from clipflow.index import choice, flat, keeper, layered, snapshot
 from clipflow.index.choice import Wanted
 from clipflow.index.live import LiveIndex, Query
-from clipflow.store.sqlite import Record, Store
+from clipflow.store.reading import Record
+from clipflow.store.sqlite import Store
 
 DIMENSION = 16
 COUNT = 400

@@ -17,7 +17,8 @@ from clipflow.index.choice import Wanted
 from clipflow.index.keeper import Snapshots
 from clipflow.index.live import Hit, LiveIndex, Query
 from clipflow.index.reference import ReferenceIndex
-from clipflow.store.sqlite import Record, Store
+from clipflow.store.reading import Record
+from clipflow.store.sqlite import Store
 from service import until
 
 DIMENSION = 32

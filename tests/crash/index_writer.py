@@ -25,7 +25,8 @@ from clipflow.index.base import Effort
 from clipflow.index.choice import Wanted
 from clipflow.index.keeper import Snapshots
 from clipflow.index.live import LiveIndex, Query
-from clipflow.store.sqlite import Record, Store
+from clipflow.store.reading import Record
+from clipflow.store.sqlite import Store
 
 DIMENSION = 16
 LEAST = 300

@@ -25,7 +25,8 @@ from clipflow.index import snapshot as snapshot_module
 from clipflow.index.choice import Wanted
 from clipflow.index.keeper import Keeper, Snapshots
 from clipflow.index.live import LiveIndex, Query
-from clipflow.store.sqlite import Record, Store
+from clipflow.store.reading import Record
+from clipflow.store.sqlite import Store
 from service import until
 
 from .index_writer import HARDEST, LEAST, vectors

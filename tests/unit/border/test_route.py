@@ -190,10 +190,35 @@ def test_a_flow_that_is_no_chain_is_refused(graph: dict[str, list[str]]) -> None
 def test_the_order_is_that_of_the_graph_whatever_the_order_of_its_description() -> None:
     async def run() -> list[str]:
         route = Route.of(arguments({'b': ['end-gateway'], 'a': ['b'], 'start-gateway': ['a']}, timeout=500))
-        return [part.name for part in route._stages]
+        return [part.name for part in route._way._stages]
 
     assert asyncio.run(run()) == ['a', 'b']
 
 
 def test_nothing_pings_a_stage_without_calls() -> None:
     assert CHANNEL_OPTIONS['grpc.keepalive_permit_without_calls'] == 0
+
+
+def test_a_route_that_is_replaced_lets_its_requests_end_where_they_began() -> None:
+    async def run() -> tuple[str, str]:
+        inside, go = asyncio.Event(), asyncio.Event()
+
+        async def waits(message: jina_pb2.DataRequestProto) -> None:
+            inside.set()
+            await go.wait()
+
+        async with stage('a', waits) as one, stage('b') as two, stage('c') as three:
+            route = Route([('a', [[one]]), ('b', [[two]])])
+            early = asyncio.create_task(route.send(request(), soon()))
+            await inside.wait()
+            graph = json.dumps({'start-gateway': ['c'], 'c': ['end-gateway']})
+            replaced = asyncio.create_task(route.replace(graph, json.dumps({'c': {'GRPC': [three]}})))
+            await asyncio.sleep(0)
+            late = await route.send(request(), soon())
+            assert not replaced.done()
+            go.set()
+            await replaced
+            await route.close()
+            return (await early).docs[0].text, late.docs[0].text
+
+    assert asyncio.run(run()) == ('ab', 'c')

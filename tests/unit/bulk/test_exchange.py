@@ -17,7 +17,9 @@ from clipflow import ROOT
 from clipflow.bulk import exchange, workspace
 from clipflow.bulk.exchange import BLOCK
 from clipflow.errors import ClipflowError, InvalidDocument, InvalidParameter, NotFound
-from clipflow.store.sqlite import Record, Store
+from clipflow.store import generations
+from clipflow.store.reading import Record
+from clipflow.store.sqlite import Store
 
 COUNT = 2 * BLOCK + 7
 
@@ -180,14 +182,14 @@ def test_thumbnails_and_precision_move_along(tmp_path: Path) -> None:
     from clipflow.weights import load_spec
 
     spec = load_spec(str(ROOT / 'models' / 'clip-mini'))
-    folder = workspace.folder_of(tmp_path)
-    with workspace.opened(folder, spec, 1) as (store,):
+    with workspace.opened(generations.current(tmp_path), spec, 1) as (store,):
         store.upsert([Record('a', '', '', '{}', VECTORS[0], b'webp')], 'int8')
     assert workspace.reshard(tmp_path, spec, 4, lambda count: None) == (1, 1)
+    folder = generations.current(tmp_path)
     with workspace.opened(folder, spec, 4) as stores:
         (found,) = [store.by_ids(['a'], thumbnails=True)['a'] for store in stores if store.count()]
         assert found.thumbnail == b'webp'
         assert {store.precision() for store in stores if store.count()} == {'int8'}
     with pytest.raises(ClipflowError, match='shards'), workspace.opened(folder, spec, 2):
         pass
-    assert not (tmp_path / 'indexer.old').exists()
+    assert [path for path in tmp_path.iterdir() if path.is_dir()] == [folder]

@@ -14,7 +14,8 @@ from clipflow.filters import compile_filter
 from clipflow.index.approximate import Approximate
 from clipflow.index.layered import LayeredIndex
 from clipflow.index.live import LiveIndex, Query
-from clipflow.store.sqlite import Record, Store
+from clipflow.store.reading import Record
+from clipflow.store.sqlite import Store
 
 AXES = np.eye(4, dtype=np.float32)
 

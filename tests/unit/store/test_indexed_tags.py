@@ -10,7 +10,8 @@ import pytest
 
 from clipflow.errors import InvalidFilter
 from clipflow.filters import compile_filter
-from clipflow.store.sqlite import Record, Store
+from clipflow.store.reading import Record
+from clipflow.store.sqlite import Store
 
 TAGS = ('n', 'shop__city', "it's", 'what?', 'ä')
 VECTOR = np.array([1, 0], dtype=np.float32)

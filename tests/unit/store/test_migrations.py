@@ -11,7 +11,8 @@ from clipflow.errors import Conflict
 from clipflow.index.live import LiveIndex, Query
 from clipflow.store import migrations
 from clipflow.store.migrations import STEPS, migrate
-from clipflow.store.sqlite import Record, Store
+from clipflow.store.reading import Record
+from clipflow.store.sqlite import Store
 
 
 @pytest.fixture

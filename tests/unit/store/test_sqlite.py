@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from clipflow import ROOT
 from clipflow.errors import ClipflowError, Conflict, DimensionMismatch, Internal, ModelMismatch, ReadOnly, StorageFull
 from clipflow.filters import compile_filter
-from clipflow.store.sqlite import Record, Store
+from clipflow.store.reading import Record
+from clipflow.store.sqlite import Store
 
 EVERYTHING = compile_filter({})
 

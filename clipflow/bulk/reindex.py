@@ -1,0 +1,104 @@
+"""A collection under another model: every document is embedded again from what is stored of it.
+
+The new generation is filled beside the old one, which may be served and written meanwhile: changes are followed by
+their numbers. How far it has come stands in the new stores, so that an interrupted run goes on.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+from docarray import Document
+
+from clipflow import wire
+from clipflow.bulk.encoding import LocalEncoder
+from clipflow.store.reading import Documents, Record
+from clipflow.store.sqlite import Store
+
+_REASONS = 5
+_RECORDS = 1000
+
+
+@dataclass
+class Tally:
+    """What became of the documents in this run; `reasons` of some that failed, by their ids."""
+
+    embedded: int = 0
+    from_thumbnails: int = 0
+    reasons: dict[str, str] = field(default_factory=dict)
+
+
+class Reindexing:
+    """See the module.
+
+    Args:
+        sources: the shards as they are; only read.
+        targets: as many new ones, by the same numbers.
+        encoder: of the new model.
+    """
+
+    def __init__(self, sources: Sequence[Documents], targets: Sequence[Store], encoder: LocalEncoder) -> None:
+        self._pairs = list(zip(sources, targets, strict=True))
+        self._encoder = encoder
+        self.tally = Tally()
+
+    def retry(self) -> None:
+        """Try again what could not be embedded in an earlier run: its files may be open to this one."""
+        for source, target in self._pairs:
+            if target.taken():
+                lost = sorted(source.ids() - target.ids())
+                for start in range(0, len(lost), _RECORDS):
+                    self._take(list(source.by_ids(lost[start : start + _RECORDS], thumbnails=True).values()), target)
+
+    def follow(self, moved: Callable[[int], None]) -> int:
+        """Embed what has changed since the last call, of this run or an earlier one; returns how many documents.
+
+        Args:
+            moved: is told of each block how many documents it had.
+        """
+        total = 0
+        for source, target in self._pairs:
+            while True:
+                records, sequence = source.changed_since(target.taken())
+                if not records:
+                    break
+                self._take(records, target)
+                target.note_taken(sequence)
+                moved(len(records))
+                total += len(records)
+        return total
+
+    def finish(self) -> list[str]:
+        """Delete what the sources do not hold any more; returns ids of documents that could not be embedded."""
+        missing: list[str] = []
+        for source, target in self._pairs:
+            there, here = source.ids(), target.ids()
+            target.delete(here - there)
+            missing += sorted(there - here)
+        return missing
+
+    def _take(self, records: Sequence[Record], target: Store) -> None:
+        docs = [_original(record) for record in records]
+        self._encoder.encode(docs)
+        again = [n for n, doc in enumerate(docs) if wire.failed(doc) and records[n].thumbnail]
+        thumbnails = [Document(id=records[n].id, blob=records[n].thumbnail) for n in again]
+        self._encoder.encode(thumbnails)
+        for n, doc in zip(again, thumbnails, strict=True):
+            docs[n] = doc
+        good = []
+        for record, doc in zip(records, docs, strict=True):
+            error = wire.error_of(doc)
+            if error is None:
+                good.append(replace(record, vector=doc.embedding))
+            elif len(self.tally.reasons) < _REASONS:
+                self.tally.reasons[record.id] = error.message
+        target.upsert(good, self._encoder.precision)
+        target.delete({record.id for record in records} - {record.id for record in good})
+        self.tally.embedded += len(good)
+        self.tally.from_thumbnails += sum(not wire.failed(doc) for doc in thumbnails)
+
+
+def _original(record: Record) -> Document:
+    """The text, or else what is behind the URI, if this process may read it."""
+    if record.text:
+        return Document(id=record.id, text=record.text)
+    return Document(id=record.id, uri=record.uri) if record.uri else Document(id=record.id)

@@ -1,0 +1,118 @@
+"""`clipflow reindex`: every stored document under another model, while the service goes on."""
+
+import argparse
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clipflow.cli.collection import progress
+from clipflow.cli.service import warn
+
+if TYPE_CHECKING:
+    from clipflow.border.control import Caller
+    from clipflow.bulk.reindex import Reindexing
+
+_FEW = 100
+"""So many changes are followed while writes wait."""
+_SHOWN = 5
+
+
+def add_commands(commands: Any) -> None:
+    """Add `reindex`."""
+    command = commands.add_parser(
+        'reindex',
+        help='embed all stored documents again, with another model',
+        description='Embed all stored documents again with MODEL, from what is stored of them: the text, the file or '
+        'URL (as far as CLIPFLOW_FILE_ROOTS and CLIPFLOW_ALLOW_HTTP allow), or else the thumbnail. A service may run '
+        'meanwhile; at the end it changes to the new model and the new vectors at once, without a pause for searches. '
+        'Interrupted, the same command goes on where it stopped.',
+    )
+    command.add_argument('model', metavar='MODEL', help='a directory or a name, as in CLIPFLOW_MODEL')
+    command.add_argument(
+        '--drop-missing', action='store_true', help='give up documents of which nothing is stored to embed again'
+    )
+    command.set_defaults(run=run)
+
+
+def run(given: argparse.Namespace) -> int:
+    """Fill the new generation, then switch."""
+    import shutil
+
+    from clipflow.border.control import service_in
+    from clipflow.bulk import workspace
+    from clipflow.bulk.encoding import LocalEncoder
+    from clipflow.bulk.reindex import Reindexing
+    from clipflow.errors import InvalidParameter
+    from clipflow.settings import IndexerSettings
+    from clipflow.store import generations
+    from clipflow.store.reading import Documents
+    from clipflow.weights import load_spec
+
+    spec = load_spec(given.model)
+    place = IndexerSettings.load().workspace
+    folder, target = generations.current(place), generations.named(place, spec.fingerprint)
+    shards = workspace.shards_in(folder)
+    with ExitStack() as held, ExitStack() as open_:
+        sources = [Documents(folder / str(number)) for number in range(shards)]
+        for source in sources:
+            open_.callback(source.close)
+        fingerprint, name = sources[0].model()
+        if fingerprint == spec.fingerprint:
+            raise InvalidParameter(f'the documents in {place} are under the model {name!r} already')
+        targets = open_.enter_context(workspace.opened(target, spec, shards))
+        work = Reindexing(sources, targets, open_.enter_context(LocalEncoder(spec)))
+        work.retry()
+        with progress('embedding', sum(source.count() for source in sources)) as moved:
+            moved(sum(store.count() for store in targets))
+            while work.follow(moved) > _FEW:
+                pass
+            service = service_in(place)
+            _hold(service, folder, held)
+            work.follow(moved)
+        _finish(work, drop_missing=given.drop_missing)
+        count = sum(store.count() for store in targets)
+        open_.close()
+        if service is None:
+            generations.switch(place, target)
+        else:
+            model = str(Path(given.model).absolute()) if Path(given.model).is_dir() else given.model
+            service.ask('switch', model=model, folder=str(target))
+    shutil.rmtree(folder)
+    thumbnails = f', {work.tally.from_thumbnails:,} of them from thumbnails' if work.tally.from_thumbnails else ''
+    print(f'{count:,} documents are under the model {spec.name}{thumbnails}')
+    print(
+        f'{"The service runs it; at its next start set" if service else "Start the service with"} '
+        f'CLIPFLOW_MODEL={given.model}'
+    )
+    return 0
+
+
+def _hold(service: 'Caller | None', folder: Path, held: ExitStack) -> None:
+    """From here on nothing is written: writes to the service wait, or nobody else can open the documents."""
+    from clipflow.bulk import workspace
+    from clipflow.errors import Conflict
+
+    if service is not None:
+        held.enter_context(service)
+        service.ask('hold')
+        return
+    try:
+        held.enter_context(workspace.locked(folder))
+    except Conflict:
+        raise Conflict(
+            f'the service that has {folder} open is not run by `clipflow serve` on this host, so it cannot change to '
+            'the new vectors; stop it and call this command again, which goes on where it is'
+        ) from None
+
+
+def _finish(work: 'Reindexing', *, drop_missing: bool) -> None:
+    from clipflow.errors import NotFound
+
+    missing = work.finish()
+    for name in missing[:_SHOWN]:
+        warn(f'{name}: {work.tally.reasons.get(name, "could not be embedded again")}')
+    if missing and not drop_missing:
+        raise NotFound(
+            f'{len(missing):,} documents cannot be embedded again, so nothing was changed; open their files with '
+            'CLIPFLOW_FILE_ROOTS, index them again, or give them up with --drop-missing'
+        )

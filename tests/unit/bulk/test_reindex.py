@@ -1,0 +1,155 @@
+"""A collection under another model: from texts, files and thumbnails, resumed, following what is written meanwhile."""
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clipflow import ROOT
+from clipflow.bulk import workspace
+from clipflow.bulk.encoding import LocalEncoder
+from clipflow.bulk.reindex import Reindexing
+from clipflow.store import generations
+from clipflow.store.reading import Documents, Record
+from clipflow.store.sqlite import Store
+from clipflow.weights import load_spec
+
+OLD = np.eye(4, dtype=np.float32)[0]
+
+
+def webp(colour: str) -> bytes:
+    out = io.BytesIO()
+    Image.new('RGB', (64, 48), colour).save(out, 'WEBP')
+    return out.getvalue()
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv('CLIPFLOW_RUNTIME', 'fake')
+    return tmp_path / 'workspace'
+
+
+@pytest.fixture
+def old(place: Path) -> Iterator[list[Store]]:
+    class Spec:
+        fingerprint, name = 'before', 'the model before'
+
+    with workspace.opened(generations.current(place), Spec(), 2) as stores:  # type: ignore[arg-type]
+        yield stores
+
+
+@pytest.fixture
+def encoder(place: Path) -> Iterator[LocalEncoder]:
+    with LocalEncoder(load_spec(str(ROOT / 'models' / 'clip-mini'))) as found:
+        yield found
+
+
+@pytest.fixture
+def new(place: Path) -> Iterator[list[Store]]:
+    spec = load_spec(str(ROOT / 'models' / 'clip-mini'))
+    with workspace.opened(generations.named(place, spec.fingerprint), spec, 2) as stores:
+        yield stores
+
+
+def readers(stores: list[Store]) -> list[Documents]:
+    """What another process would see of them."""
+    return [Documents(store.directory) for store in stores]
+
+
+def ids(stores: list[Store]) -> set[str]:
+    return set().union(*(store.ids() for store in stores))
+
+
+def test_texts_files_and_thumbnails_are_embedded_again_and_nothing_else_is_changed(
+    old: list[Store], new: list[Store], encoder: LocalEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture = tmp_path / 'files' / 'red.webp'
+    picture.parent.mkdir()
+    picture.write_bytes(webp('red'))
+    records = [
+        Record('text', 'a photo', '', '{"price": 3}', OLD),
+        Record('file', '', picture.as_uri(), '{}', OLD, webp('blue')),
+        Record('thumbnail', '', 'file:///gone.jpg', '{}', OLD, webp('green')),
+        Record('nothing', '', '', '{}', OLD),
+    ]
+    workspace.put(old, records)
+    monkeypatch.setenv('CLIPFLOW_FILE_ROOTS', str(picture.parent))
+    spec = load_spec(str(ROOT / 'models' / 'clip-mini'))
+    with LocalEncoder(spec) as reading:
+        work = Reindexing(readers(old), new, reading)
+        told: list[int] = []
+        assert work.follow(told.append) == sum(told) == 4
+        assert work.finish() == ['nothing']
+        assert (work.tally.embedded, work.tally.from_thumbnails) == (3, 1)
+        assert 'no content' in work.tally.reasons['nothing']
+
+        # The expected vectors: the same contents, given to the encoder by hand.
+        from docarray import Document
+
+        docs = [Document(text='a photo'), Document(blob=webp('red')), Document(blob=webp('green'))]
+        reading.encode(docs)
+    for record, doc in zip(records, docs, strict=False):
+        (found,) = [
+            s.by_ids([record.id], thumbnails=True, vectors=True)[record.id] for s in new if record.id in s.ids()
+        ]
+        np.testing.assert_allclose(found.vector, doc.embedding, atol=1e-6)
+        assert (found.text, found.uri, found.tags, found.thumbnail) == (
+            record.text,
+            record.uri,
+            record.tags,
+            record.thumbnail,
+        )
+
+
+def test_what_is_written_and_deleted_meanwhile_is_followed(
+    old: list[Store], new: list[Store], encoder: LocalEncoder
+) -> None:
+    workspace.put(old, [Record(f'd{n}', f'text {n}', '', '{}', OLD) for n in range(20)])
+    work = Reindexing(readers(old), new, encoder)
+    work.follow(lambda count: None)
+    workspace.put(old, [Record('d3', 'another text', '', '{"new": 1}', OLD), Record('late', 'late', '', '{}', OLD)])
+    for store in old:
+        store.delete(['d5'])
+    assert work.follow(lambda count: None) == 2
+    assert work.finish() == []
+    assert ids(new) == ids(old)
+    (found,) = [store.by_ids(['d3'])['d3'] for store in new if 'd3' in store.ids()]
+    assert (found.text, found.tags) == ('another text', '{"new": 1}')
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(
+    old: list[Store], new: list[Store], encoder: LocalEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace.put(old, [Record(f'd{n}', f'text {n}', '', '{}', OLD) for n in range(3000)])
+
+    class Interrupted(Exception):
+        pass
+
+    def stop(count: int) -> None:
+        raise Interrupted
+
+    with pytest.raises(Interrupted):
+        Reindexing(readers(old), new, encoder).follow(stop)
+    done = len(ids(new))
+    assert 0 < done < 3000
+    assert Reindexing(readers(old), new, encoder).follow(lambda count: None) == 3000 - done
+    assert ids(new) == ids(old)
+
+
+def test_what_could_not_be_read_is_tried_again_in_the_next_run(
+    old: list[Store], new: list[Store], encoder: LocalEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture = tmp_path / 'red.webp'
+    picture.write_bytes(webp('red'))
+    workspace.put(old, [Record('file', '', picture.as_uri(), '{}', OLD)])
+    work = Reindexing(readers(old), new, encoder)
+    work.follow(lambda count: None)
+    assert work.finish() == ['file']
+    monkeypatch.setenv('CLIPFLOW_FILE_ROOTS', str(tmp_path))
+    with LocalEncoder(load_spec(str(ROOT / 'models' / 'clip-mini'))) as reading:
+        again = Reindexing(readers(old), new, reading)
+        again.retry()
+        assert again.finish() == []
