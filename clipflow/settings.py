@@ -85,12 +85,22 @@ class RoomSettings(Settings):
         return value
 
 
-class PreprocessorSettings(RoomSettings):
-    """Settings of the preprocessor."""
+class ReadsFiles(Settings):
+    """For rooms that may read files where they run."""
 
     file_roots: Annotated[tuple[Path, ...], NoDecode] = Field(
         (), description='Directories below which `file:` URIs may be read, separated by `:`; none by default.'
     )
+
+    @field_validator('file_roots', mode='before')
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return tuple(Path(part) for part in value.split(os.pathsep) if part) if isinstance(value, str) else value
+
+
+class PreprocessorSettings(RoomSettings, ReadsFiles):
+    """Settings of the preprocessor."""
+
     allow_http: bool = Field(False, description='Fetch `http:` and `https:` URIs of public addresses.')
     http_timeout: float = Field(10.0, gt=0, description='Seconds for one fetch, redirects included.')
     max_bytes: int = Field(32 * MEGABYTE, ge=1, description='Largest encoded picture, in bytes.')
@@ -99,11 +109,6 @@ class PreprocessorSettings(RoomSettings):
     )
     max_characters: int = Field(100_000, ge=1, description='Longest text, in characters.')
     threads: int = Field(0, ge=0, description='Threads that decode pictures; 0: the cores divided by the replicas.')
-
-    @field_validator('file_roots', mode='before')
-    @classmethod
-    def _split(cls, value: Any) -> Any:
-        return tuple(Path(part) for part in value.split(os.pathsep) if part) if isinstance(value, str) else value
 
 
 class EncoderSettings(RoomSettings):
@@ -205,7 +210,7 @@ class RankerSettings(RoomSettings):
     """Settings of the ranker."""
 
 
-class GatewaySettings(Settings):
+class GatewaySettings(ReadsFiles):
     """Settings of the gateway and of `clipflow serve`."""
 
     host: str = Field('127.0.0.1', description='Address that the gateway binds; `0.0.0.0` opens it to the network.')

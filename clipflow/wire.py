@@ -26,14 +26,15 @@ MODEL = '__model__'
 GROUP = '__group__'
 SORT = '__sort__'
 PARTIAL = '__partial__'
+KEY = '__key__'
 TRUNCATED = '__truncated__'
 THUMBNAIL = '__thumbnail__'
 ORIGINAL = '__original__'
 MAX_ID_BYTES = 512
 MAX_LIMIT = 10_000
 
-Include = Literal['tags', 'uri', 'thumbnail', 'embedding']
-IncludeFound = Literal['tags', 'uri', 'thumbnail', 'embedding', 'percentile']
+Include = Literal['tags', 'uri', 'thumbnail', 'embedding', 'key']
+IncludeFound = Literal['tags', 'uri', 'thumbnail', 'embedding', 'key', 'percentile']
 Texts = Annotated[tuple[str, ...], Field(min_length=1, max_length=1000)]
 
 
@@ -147,16 +148,43 @@ class SearchParameters(EncodeParameters, _Page):
 
 
 class GetParameters(_Page):
-    """`/get`: by the Documents' ids, `ids`, or a page of those that pass `filter`."""
+    """`/get`: by the Documents' ids, `ids`, `keys` (numbers that `include: ['key']` tells), or a page by `filter`."""
 
     include: tuple[Include, ...] = ('tags', 'uri')
     ids: tuple[str, ...] | None = Field(None, max_length=MAX_LIMIT)
+    keys: tuple[Annotated[int, Field(ge=0, lt=2**53)], ...] | None = Field(None, max_length=MAX_LIMIT)
 
 
 class DeleteParameters(_Filtered):
     """`/delete`: by the Documents' ids, `ids` or `filter`."""
 
     ids: tuple[str, ...] | None = None
+
+
+class FacetParameters(_Filtered):
+    """`/facets`: how often each value of each tag stands on the documents that pass `filter`."""
+
+    limit: int = Field(20, ge=1, le=1000)
+
+
+Ids = tuple[Annotated[str, Field(min_length=1)], ...]
+
+
+class FeedbackParameters(EncodeParameters):
+    """`/feedback`: the Document is the query; `shown` are ids of its results in their order."""
+
+    shown: Annotated[Ids, Field(min_length=1, max_length=1000)]
+    clicked: Ids = ()
+    disliked: Ids = ()
+    user: str = Field('', max_length=MAX_ID_BYTES)
+
+    @model_validator(mode='after')
+    def _of_the_shown(self) -> Self:
+        if strange := {*self.clicked, *self.disliked} - {*self.shown}:
+            raise ValueError(f"'clicked' and 'disliked' name results that are in 'shown'; {min(strange)!r} is not")
+        if not self.clicked and not self.disliked:
+            raise ValueError("say which of the results were 'clicked' or 'disliked'")
+        return self
 
 
 class ClassifyParameters(EncodeParameters):
@@ -194,11 +222,12 @@ ENDPOINTS: dict[str, type[Parameters]] = {
     '/rank': EncodeParameters,
     '/classify': ClassifyParameters,
     '/get': GetParameters,
+    '/facets': FacetParameters,
+    '/feedback': FeedbackParameters,
     '/status': Parameters,
     '/clear': Parameters,
     '/snapshot': Parameters,
 }
-NEED_CONTENT = ('/index', '/search', '/classify')
 
 
 def parse_endpoint(endpoint: str) -> tuple[str, str | None]:

@@ -8,12 +8,14 @@ import asyncio
 from collections.abc import Sequence
 
 from docarray.proto.docarray_pb2 import DocumentProto
+from google.protobuf.json_format import MessageToDict
 from jina.proto.jina_pb2 import DataRequestProto, StatusProto
 
 from clipflow import wire
 from clipflow.border.stage import Stage
 from clipflow.errors import ClipflowError, Unavailable
 from clipflow.sharding import shard_of
+from clipflow.store import facets
 
 Replies = dict[int, DataRequestProto]
 """By number of the shard, without those that are away."""
@@ -116,7 +118,10 @@ def _got(request: DataRequestProto, replies: Replies, away: dict[int, ClipflowEr
     parameters = request.parameters
     asked = list(parameters['ids']) if 'ids' in parameters else []
     ids = list(dict.fromkeys([*(doc.id for doc in request.data.docs.docs), *asked]))
-    if ids:
+    if 'keys' in parameters:
+        every = [doc for reply in replies.values() for doc in reply.data.docs.docs]
+        docs = [DocumentProto.FromString(doc.SerializeToString()) for doc in every]
+    elif ids:
         found = {doc.id: doc for reply in replies.values() for doc in reply.data.docs.docs}
         for identifier in ids:
             if identifier not in found:
@@ -131,6 +136,17 @@ def _got(request: DataRequestProto, replies: Replies, away: dict[int, ClipflowEr
         docs = [DocumentProto.FromString(doc.SerializeToString()) for doc in turns[offset : offset + limit]]
     del first.data.docs.docs[:]
     first.data.docs.docs.extend(docs)
+
+
+def _facetted(request: DataRequestProto, replies: Replies, away: dict[int, ClipflowError]) -> None:
+    """The sums of what the shards have counted."""
+    _need_all(away)
+    tags = [MessageToDict(reply.data.docs.docs[0].tags) for reply in replies.values()]
+    limit = int(request.parameters['limit']) if 'limit' in request.parameters else wire.FacetParameters().limit
+    summed = facets.merged([facets.from_json(facet) for found in tags for facet in found['facets']])
+    first = next(iter(replies.values())).data.docs.docs[0].tags
+    first['facets'] = [facet.json(limit) for facet in summed]
+    first['sampled'] = any(found['sampled'] for found in tags)
 
 
 def _told(request: DataRequestProto, replies: Replies, away: dict[int, ClipflowError]) -> None:
@@ -164,5 +180,6 @@ _MERGES = {
     '/clear': _counted,
     '/snapshot': _counted,
     '/get': _got,
+    '/facets': _facetted,
     '/status': _told,
 }

@@ -36,7 +36,9 @@ def merge(doc: Document, parameters: SearchParameters) -> None:
     for match in doc.matches:
         if 'embedding' not in parameters.include:
             match.pop('embedding')
+        kept_tags = {wire.KEY: match.tags[wire.KEY]} if wire.KEY in match.tags else {}
         wire.drop_private_tags(match)
+        match.tags.update(kept_tags)
 
 
 def _mark(match: Document) -> order.Mark:

@@ -133,6 +133,15 @@ class Documents:
         text = self._read('SELECT group_concat(key) FROM documents INDEXED BY documents_by_sequence')[0][0]
         return np.sort(np.fromstring(text or '', dtype=np.int64, sep=','))
 
+    def tag_values(self, keys: str) -> list[tuple[str, str, Any, int]]:
+        """Of documents whose keys are in a JSON list: tag, JSON type, value, and how many have it."""
+        sql = (
+            'SELECT j.key, j.type, j.value, count(*) FROM'
+            ' (SELECT tags FROM documents WHERE key IN (SELECT value FROM json_each(?))) d, json_each(d.tags) j'
+            " WHERE j.type IN ('text', 'integer', 'real', 'true', 'false') GROUP BY j.key, j.type, j.value"
+        )
+        return self._read(sql, (keys,))
+
     def dimension(self) -> int:
         """Of the vectors; 0 without documents."""
         row = self._read('SELECT length(vector) / 4 FROM documents LIMIT 1')

@@ -6,8 +6,10 @@ from fastapi_offline import FastAPIOffline
 
 from clipflow import __version__
 from clipflow.settings import GatewaySettings
-from clipflow.web import documents, health, jina_http, limits, problems, search
+from clipflow.web import bodies, collection, documents, health, jina_http, limits, model, problems, search
+from clipflow.web.documents import NewDocuments
 from clipflow.web.flow import FlowCall, checked
+from clipflow.web.search import SearchRequest
 
 
 def create_app(flow: FlowCall, settings: GatewaySettings) -> FastAPI:
@@ -27,8 +29,11 @@ def create_app(flow: FlowCall, settings: GatewaySettings) -> FastAPI:
     problems.install(app)
     app.include_router(health.router(flow))
     app.include_router(search.router(flow))
-    app.include_router(documents.router(flow))
+    app.include_router(documents.router(flow, settings.max_request_bytes))
+    app.include_router(collection.router(flow, settings))
+    app.include_router(model.router(flow))
     app.include_router(jina_http.router(flow))
+    bodies.describe_all(app, [SearchRequest, NewDocuments])
     app.add_middleware(limits.BodyLimit, limit=settings.max_request_bytes)
     app.add_middleware(limits.CancelOnDisconnect)
 

@@ -1,19 +1,25 @@
 """`/v1/documents` and `/v1/thumbnails`: store, read, delete."""
 
+import json
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import numpy as np
 from docarray import Document, DocumentArray
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.datastructures import UploadFile
+from starlette.types import Receive, Scope, Send
 
 from clipflow import wire
-from clipflow.errors import InvalidParameter, NotFound, UnsupportedMedia
+from clipflow.errors import ClipflowError, InvalidParameter, NotFound, TooLarge
+from clipflow.web import bodies
+from clipflow.web.content import STAGE
 from clipflow.web.flow import FlowCall, check, document_json, error_json, from_base64, only, tags_from_form
 
 _MAX_FILES = 1000
-_STAGE = 'gateway'
+_LINES_AT_ONCE = 32
 
 
 class NewDocument(BaseModel):
@@ -32,7 +38,7 @@ class NewDocument(BaseModel):
     def document(self) -> Document:
         """For the Flow; what is wrong with it is written into it."""
         doc = Document(tags=_public(self.tags), **({'id': self.id} if self.id is not None else {}))
-        with wire.caught(doc, _STAGE):
+        with wire.caught(doc, STAGE):
             self._fill(doc)
         return doc
 
@@ -49,6 +55,13 @@ class NewDocument(BaseModel):
         check(doc)
 
 
+class Patch(BaseModel):
+    """The body of `PATCH /v1/documents/{id}`."""
+
+    model_config = ConfigDict(extra='forbid')
+    tags: dict[str, Any]
+
+
 class NewDocuments(BaseModel):
     """The body of `POST /v1/documents` as JSON."""
 
@@ -56,54 +69,58 @@ class NewDocuments(BaseModel):
     documents: list[NewDocument] = Field(min_length=1, max_length=_MAX_FILES)
 
 
-_BODY = TypeAdapter(NewDocuments)
-_SCHEMA = {
-    'requestBody': {
-        'required': True,
-        'content': {
-            'application/json': {'schema': NewDocuments.model_json_schema()},
-            'multipart/form-data': {
-                'schema': {
-                    'type': 'object',
-                    'properties': {
-                        'files': {'type': 'array', 'items': {'type': 'string', 'format': 'binary'}},
-                        'ids': {'type': 'array', 'items': {'type': 'string'}},
-                        'tags': {'type': 'string', 'description': 'a JSON object, for all files'},
-                    },
-                    'required': ['files'],
-                }
-            },
-        },
-    }
+_FORM = {
+    'files': {'type': 'array', 'items': {'type': 'string', 'format': 'binary'}},
+    'ids': {'type': 'array', 'items': {'type': 'string'}},
+    'tags': {'type': 'string', 'description': 'a JSON object, for all files'},
 }
 
 
-def router(flow: FlowCall) -> APIRouter:
-    """The routes."""
+class _WhileReading(StreamingResponse):
+    """Starlette's own reads from the body too, to see whether the client has gone; `CancelOnDisconnect` sees that."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.stream_response(send)
+
+
+def router(flow: FlowCall, longest_line: int) -> APIRouter:
+    """The routes.
+
+    Args:
+        flow: the way into the Flow.
+        longest_line: of JSON lines, in bytes; the whole may be of any length.
+    """
     routes = APIRouter(prefix='/v1', tags=['documents'])
 
-    @routes.post('/documents', summary='Store documents: JSON, or pictures as multipart', openapi_extra=_SCHEMA)
-    async def store(request: Request) -> dict[str, Any]:
-        kind = request.headers.get('content-type', '').partition(';')[0].strip().lower()
-        if kind == 'multipart/form-data':
+    @routes.post(
+        '/documents',
+        summary='Store documents: JSON, or pictures as multipart',
+        openapi_extra=bodies.described(NewDocuments, _FORM, 'files'),
+    )
+    async def store(request: Request) -> Any:
+        kind = bodies.media_type(request.headers.get('content-type', ''))
+        if kind == bodies.LINES:
+            return _WhileReading(_lines(flow, request, longest_line), media_type=bodies.LINES)
+        if kind == bodies.FORM:
             docs = await _from_form(request)
-        elif kind in ('application/json', ''):
-            docs = _from_json(await request.body())
+        elif kind in (bodies.JSON, ''):
+            body = bodies.parsed(NewDocuments, await request.body())
+            docs = DocumentArray([item.document() for item in body.documents])
         else:
-            raise UnsupportedMedia(f'documents come as application/json or multipart/form-data, not as {kind!r}')
-        sound = DocumentArray([doc for doc in docs if not wire.failed(doc)])
-        reply = iter(await flow('/index', sound, {}) if sound else ())
-        outcomes = DocumentArray([doc if wire.failed(doc) else next(reply) for doc in docs])
+            raise bodies.refused(kind, bodies.JSON, bodies.FORM, bodies.LINES)
+        outcomes = await _stored(flow, docs)
         if len(outcomes) == 1:
             only(outcomes)
-        items: list[dict[str, Any]] = []
-        for doc in outcomes:
-            error = wire.error_of(doc)
-            items.append({'id': doc.id, 'error': error_json(error) if error else None})
+        items = _outcomes(outcomes)
         return {'stored': sum(item['error'] is None for item in items), 'documents': items}
 
     @routes.get('/documents/{id:path}', summary='Read one document')
     async def read(id: str) -> dict[str, Any]:
+        return document_json(only(await flow('/get', DocumentArray(), {'ids': [id]})))
+
+    @routes.patch('/documents/{id:path}', summary='Merge tags into those of a document; null removes one')
+    async def update(id: str, patch: Patch) -> dict[str, Any]:
+        only(await flow('/update', DocumentArray([Document(id=id, tags=_public(patch.tags))]), {}))
         return document_json(only(await flow('/get', DocumentArray(), {'ids': [id]})))
 
     @routes.delete('/documents/{id:path}', summary='Delete one document; an unknown id is no error')
@@ -125,13 +142,59 @@ def _public(tags: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in tags.items() if not name.startswith('__')}
 
 
-def _from_json(body: bytes) -> DocumentArray:
+async def _lines(flow: FlowCall, request: Request, longest: int) -> AsyncIterator[bytes]:
+    """Documents a line in, what became of each a line out, while the body still arrives."""
+    waiting: list[NewDocument | ClipflowError] = []
+    rest = b''
+    async for block in request.stream():
+        *lines, rest = (rest + block).split(b'\n')
+        for line in lines:
+            if line.strip():
+                waiting.append(_parsed_line(line))
+            if len(waiting) >= _LINES_AT_ONCE:
+                yield await _stored_lines(flow, waiting)
+                waiting = []
+        if len(rest) > longest:
+            waiting.append(TooLarge(f'a line is longer than {longest:,} bytes; what comes after it is not read'))
+            rest = b''
+            break
+    if rest.strip():
+        waiting.append(_parsed_line(rest))
+    if waiting:
+        yield await _stored_lines(flow, waiting)
+
+
+def _parsed_line(line: bytes) -> NewDocument | ClipflowError:
     try:
-        found = _BODY.validate_json(body)
-    except ValidationError as error:
-        faults = [f'{".".join(str(x) for x in item["loc"]) or "body"}: {item["msg"]}' for item in error.errors()[:5]]
-        raise InvalidParameter('; '.join(faults)) from None
-    return DocumentArray([item.document() for item in found.documents])
+        return bodies.parsed(NewDocument, line)
+    except ClipflowError as error:
+        return error
+
+
+async def _stored_lines(flow: FlowCall, items: Sequence[NewDocument | ClipflowError]) -> bytes:
+    docs = DocumentArray()
+    for item in items:
+        if isinstance(item, ClipflowError):
+            docs.append(Document(id=''))
+            wire.fail(docs[-1], item, STAGE)
+        else:
+            docs.append(item.document())
+    try:
+        outcomes = _outcomes(await _stored(flow, docs))
+    except ClipflowError as error:
+        # The status line is long gone: what a line cannot be stored for stands in its place.
+        outcomes = [{'id': doc.id, 'error': error_json(wire.error_of(doc) or error)} for doc in docs]
+    return b''.join(json.dumps(outcome, ensure_ascii=False).encode() + b'\n' for outcome in outcomes)
+
+
+async def _stored(flow: FlowCall, docs: DocumentArray) -> DocumentArray:
+    sound = DocumentArray([doc for doc in docs if not wire.failed(doc)])
+    reply = iter(await flow('/index', sound, {}) if sound else ())
+    return DocumentArray([doc if wire.failed(doc) else next(reply) for doc in docs])
+
+
+def _outcomes(docs: DocumentArray) -> list[dict[str, Any]]:
+    return [{'id': doc.id, 'error': error_json(error) if (error := wire.error_of(doc)) else None} for doc in docs]
 
 
 async def _from_form(request: Request) -> DocumentArray:
@@ -148,7 +211,7 @@ async def _from_form(request: Request) -> DocumentArray:
             name = file.filename or f'file {position}'
             doc = Document(id=ids[position] if ids else name, tags={**_public(tags), 'filename': name})
             doc.blob = await file.read()
-            with wire.caught(doc, _STAGE):
+            with wire.caught(doc, STAGE):
                 wire.check_id(doc)
                 check(doc)
             docs.append(doc)

@@ -64,7 +64,12 @@ def from_base64(text: str) -> bytes:
 def match_json(match: Document) -> dict[str, Any]:
     """One result."""
     found: dict[str, Any] = {'id': match.id, 'score': round(match.scores['cosine'].value, 6), 'uri': match.uri or None}
-    return found | {'text': match.text or None, 'tags': wire.plain_tags(match)}
+    found |= {'text': match.text or None, 'tags': wire.plain_tags(match)}
+    if 'percentile' in match.scores:
+        found['percentile'] = match.scores['percentile'].value
+    if match.embedding is not None:
+        found['embedding'] = [float(x) for x in match.embedding]
+    return found
 
 
 def document_json(doc: Document) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import json
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from clipflow.errors import TooLarge
+from clipflow.web.bodies import LINES
 from clipflow.web.problems import MEDIA_TYPE, problem
 
 
@@ -20,7 +21,10 @@ class BodyLimit:
         """The ASGI interface."""
         if scope['type'] != 'http':
             return await self._app(scope, receive, send)
-        declared = dict(scope['headers']).get(b'content-length', b'0')
+        headers = dict(scope['headers'])
+        if headers.get(b'content-type', b'').startswith(LINES.encode()):
+            return await self._app(scope, receive, send)  # read line by line; each has the limit
+        declared = headers.get(b'content-length', b'0')
         if int(declared) > self._limit if declared.isdigit() else False:
             return await self._refuse(send)
         arrived = 0

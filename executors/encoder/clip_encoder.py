@@ -15,7 +15,7 @@ from clipflow.gathering import Gathering
 from clipflow.sessions.registry import open_session
 from clipflow.settings import EncoderSettings
 from clipflow.weights import is_served
-from clipflow.wire import ClassifyParameters, EncodeParameters, Parameters, SearchParameters
+from clipflow.wire import ClassifyParameters, EncodeParameters, FeedbackParameters, Parameters, SearchParameters
 from clipflow.work import WorkQueue, share_of_cores
 
 
@@ -72,6 +72,11 @@ class ClipEncoder(Room):
     async def search(self, docs: DocumentArray, parameters: SearchParameters) -> None:
         """`/search`: the text may be put into templates."""
         await self._embed(wire.chosen(docs, parameters.access_paths), parameters, parameters.templates or ())
+
+    @endpoint('/feedback', parse=FeedbackParameters)
+    async def feedback(self, docs: DocumentArray, parameters: FeedbackParameters) -> None:
+        """`/feedback`: the query again."""
+        await self._embed(wire.chosen(docs, parameters.access_paths), parameters)
 
     @endpoint('/rank', parse=EncodeParameters)
     async def rank(self, docs: DocumentArray, parameters: EncodeParameters) -> None:

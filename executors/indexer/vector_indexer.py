@@ -1,5 +1,6 @@
 """Third stage: embeddings are stored and found. See README.md beside this file."""
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,19 @@ from clipflow.records import document_of, record_of
 from clipflow.settings import IndexerSettings
 from clipflow.sharding import shard_of
 from clipflow.store import generations
+from clipflow.store.facets import count_values
+from clipflow.store.feedback import Feedback, FeedbackLog
+from clipflow.store.reading import Record
 from clipflow.store.sqlite import Store, other_precision
-from clipflow.wire import DeleteParameters, EncodeParameters, GetParameters, Parameters, SearchParameters
+from clipflow.wire import (
+    DeleteParameters,
+    EncodeParameters,
+    FacetParameters,
+    FeedbackParameters,
+    GetParameters,
+    Parameters,
+    SearchParameters,
+)
 from clipflow.work import WorkQueue, share_of_cores
 
 
@@ -43,6 +55,8 @@ class VectorIndexer(Room):
         store = Store(directory, self.spec.fingerprint, self.spec.name, settings.indexed_tags, settings.shards)
         check_kind(settings.index_kind, store.dimension())
         self._index = LiveIndex(store, wanted, Snapshots(settings.snapshot_changes, settings.snapshot_seconds))
+        self._feedback: FeedbackLog | None = None
+        self.writing = WorkQueue(f'{self.stage}-feedback', 1, self.settings.queue_limit)
         self.work = WorkQueue(self.stage, share_of_cores(0, self.replicas), self.settings.queue_limit)
         self.log.info('%d documents in %s', len(self._index), directory)
 
@@ -109,7 +123,7 @@ class VectorIndexer(Room):
             matrix = np.stack([doc.embedding for doc in queries])
             found = await self.work.run(parameters, self._index.search, matrix, self._query(parameters))
             for doc, hits in zip(queries, found, strict=True):
-                doc.matches = DocumentArray([_match(hit, parameters) for hit in hits])
+                doc.matches = DocumentArray([self._match(hit, parameters) for hit in hits])
                 if 'embedding' not in parameters.include:
                     doc.pop('embedding')
 
@@ -118,6 +132,10 @@ class VectorIndexer(Room):
         """`/get`: by ids, or a page by filter."""
         wanted = {'thumbnails': 'thumbnail' in parameters.include, 'vectors': 'embedding' in parameters.include}
         store = self._index.store
+        if parameters.keys is not None:
+            keys = [key // self.settings.shards for key in parameters.keys if self._has_key(key)]
+            by_key = await self.work.run(parameters, store.by_keys, keys, **wanted)
+            return DocumentArray([self._document(by_key[key], parameters.include) for key in keys if key in by_key])
         ids = [*(doc.id for doc in docs), *(parameters.ids or ())]
         if not ids:
             page = self._compiled(parameters.filter or {})
@@ -126,18 +144,39 @@ class VectorIndexer(Room):
                 # The page is cut from the pages of all shards.
                 limit, offset = limit + offset, 0
             records = await self.work.run(parameters, store.page, page, limit, offset, **wanted)
-            return DocumentArray([document_of(record, parameters.include) for record in records])
+            return DocumentArray([self._document(record, parameters.include) for record in records])
         own = [identifier for identifier in dict.fromkeys(ids) if self._owns(identifier)]
         found = await self.work.run(parameters, store.by_ids, own, **wanted)
         result = DocumentArray()
         for identifier in own:
             doc = Document(id=identifier)
             if identifier in found:
-                doc = document_of(found[identifier], parameters.include)
+                doc = self._document(found[identifier], parameters.include)
             else:
                 wire.fail(doc, NotFound(f'there is no document with the id {identifier!r}'), self.stage)
             result.append(doc)
         return result
+
+    @endpoint('/facets', parse=FacetParameters)
+    async def facets(self, docs: DocumentArray, parameters: FacetParameters) -> DocumentArray:
+        """`/facets`: counts of the values of tags."""
+        matching = None if parameters.filter is None else self._compiled(parameters.filter)
+        found, sampled = await self.work.run(parameters, count_values, self._index.store, matching)
+        cut = [facet.json(parameters.limit) for facet in found if facet.is_useful]
+        return wire.result_document(self.stage, {'facets': cut, 'sampled': sampled})
+
+    @endpoint('/feedback', parse=FeedbackParameters)
+    async def feedback(self, docs: DocumentArray, parameters: FeedbackParameters) -> DocumentArray:
+        """`/feedback`: on return it is on disk."""
+        entries = []
+        for doc in wire.chosen(docs, parameters.access_paths):
+            if error := wire.error_of(doc):
+                raise error
+            self._check_model(doc)
+            shown, clicked, disliked = parameters.shown, parameters.clicked, parameters.disliked
+            model, vector = self.spec.fingerprint, np.asarray(doc.embedding, dtype=np.float32)
+            entries.append(Feedback(doc.text or '', vector, model, shown, clicked, disliked, parameters.user))
+        return wire.result_document(self.stage, {'stored': await self.writing.run(parameters, self._log, entries)})
 
     @endpoint('/status', parse=Parameters)
     async def tell(self, docs: DocumentArray, parameters: Parameters) -> DocumentArray:
@@ -166,6 +205,34 @@ class VectorIndexer(Room):
             effort=Effort(parameters.nprobe, parameters.ef_search),
         )
 
+    def _document(self, record: Record, include: Collection[str]) -> Document:
+        doc = document_of(record, include)
+        if 'key' in include:
+            # One number for all shards.
+            doc.tags[wire.KEY] = record.key * self.settings.shards + self.settings.shard
+        return doc
+
+    def _match(self, hit: Hit, parameters: SearchParameters) -> Document:
+        # Near-duplicates on different shards are found by the ranker, which needs the vectors for it.
+        include = [*parameters.include, 'embedding'] if parameters.dedup is not None else parameters.include
+        match = self._document(hit.record, include)
+        match.scores['cosine'] = NamedScore(value=hit.score)
+        if 'percentile' in parameters.include and hit.percentile is not None:
+            match.scores['percentile'] = NamedScore(value=hit.percentile)
+        if hit.mark is not None:
+            match.tags[wire.SORT] = list(hit.mark)
+        if parameters.group_by is not None:
+            match.tags[wire.GROUP] = hit.group
+        return match
+
+    def _log(self, entries: list[Feedback]) -> int:
+        if self._feedback is None:
+            self._feedback = FeedbackLog(self.settings.workspace, self.settings.shard)
+        return self._feedback.append(entries)
+
+    def _has_key(self, key: int) -> bool:
+        return key % self.settings.shards == self.settings.shard
+
     def _owns(self, identifier: str) -> bool:
         return shard_of(identifier, self.settings.shards) == self.settings.shard
 
@@ -185,18 +252,7 @@ class VectorIndexer(Room):
         """See `Room`."""
         super().close()
         if hasattr(self, '_index'):
+            self.writing.close()
             self._index.close()
-
-
-def _match(hit: Hit, parameters: SearchParameters) -> Document:
-    # Near-duplicates on different shards are found by the ranker, which needs the vectors for it.
-    include = [*parameters.include, 'embedding'] if parameters.dedup is not None else parameters.include
-    match = document_of(hit.record, include)
-    match.scores['cosine'] = NamedScore(value=hit.score)
-    if 'percentile' in parameters.include and hit.percentile is not None:
-        match.scores['percentile'] = NamedScore(value=hit.percentile)
-    if hit.mark is not None:
-        match.tags[wire.SORT] = list(hit.mark)
-    if parameters.group_by is not None:
-        match.tags[wire.GROUP] = hit.group
-    return match
+            if self._feedback is not None:
+                self._feedback.close()

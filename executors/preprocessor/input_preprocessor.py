@@ -9,7 +9,7 @@ from clipflow.errors import InvalidDocument
 from clipflow.preparation import Preparation
 from clipflow.settings import PreprocessorSettings
 from clipflow.weights import CLIP_SERVER
-from clipflow.wire import ClassifyParameters, EncodeParameters, Parameters, SearchParameters
+from clipflow.wire import ClassifyParameters, EncodeParameters, FeedbackParameters, Parameters, SearchParameters
 from clipflow.work import WorkQueue, share_of_cores
 
 
@@ -47,6 +47,11 @@ class InputPreprocessor(Room):
     @endpoint('/search', parse=SearchParameters)
     async def search(self, docs: DocumentArray, parameters: SearchParameters) -> None:
         """`/search`."""
+        await self._prepare(docs, parameters, needs_content=True, trust_embedding=True)
+
+    @endpoint('/feedback', parse=FeedbackParameters)
+    async def feedback(self, docs: DocumentArray, parameters: FeedbackParameters) -> None:
+        """`/feedback`: the query again."""
         await self._prepare(docs, parameters, needs_content=True, trust_embedding=True)
 
     @endpoint('/classify', parse=ClassifyParameters)

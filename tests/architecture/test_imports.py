@@ -45,7 +45,7 @@ ALLOWED: dict[str, set[str]] = {
         'store',
     },
     'rank': {'errors', 'wire', 'order', 'vectors'},
-    'web': {'errors', 'settings', 'wire'},
+    'web': {'errors', 'settings', 'sources', 'wire'},
     'border': {'errors', 'settings', 'wire', 'work', 'logs', 'weights', 'sharding', 'store'},
     'client': {'errors', 'wire'},
     'cli': {'bulk', 'store', 'index', 'errors', 'settings', 'weights', 'sessions', 'border', 'client'},

@@ -1,0 +1,64 @@
+"""How often each value of each tag stands on the documents: what people filter by."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from clipflow.filters import Filter
+from clipflow.store.reading import Documents
+
+Value = str | int | float | bool
+
+_COUNTED = 20_000
+"""Of more documents a sample of about this size is counted; the counts are then multiplied."""
+_FEW = 20
+
+
+@dataclass
+class Facet:
+    """A tag and how often each of its values comes."""
+
+    tag: str
+    counts: dict[Value, int] = field(default_factory=dict)
+
+    @property
+    def is_useful(self) -> bool:
+        """Whether its values divide the documents into groups; a file's name or date hardly does."""
+        return len(self.counts) <= max(_FEW, sum(self.counts.values()) // 2)
+
+    def json(self, limit: int) -> dict[str, Any]:
+        """As it is sent: the `limit` most frequent values, the most frequent first."""
+        ordered = sorted(self.counts.items(), key=lambda pair: (-pair[1], str(pair[0])))[:limit]
+        return {'tag': self.tag, 'values': [{'value': value, 'count': count} for value, count in ordered]}
+
+
+def from_json(found: dict[str, Any]) -> Facet:
+    """The other way round; numbers come as floats."""
+    return Facet(found['tag'], {item['value']: int(item['count']) for item in found['values']})
+
+
+def merged(facets: Iterable[Facet]) -> list[Facet]:
+    """One facet a tag, with the sums; tags in the order of the alphabet."""
+    found: dict[str, Facet] = {}
+    for facet in facets:
+        counts = found.setdefault(facet.tag, Facet(facet.tag)).counts
+        for value, count in facet.counts.items():
+            counts[value] = counts.get(value, 0) + count
+    return [found[tag] for tag in sorted(found)]
+
+
+def count_values(documents: Documents, matching: Filter | None) -> tuple[list[Facet], bool]:
+    """Facets of the documents that pass a filter, or of all: of their own tags, not of nested ones or of lists.
+
+    Returns:
+        Facets in the order of the alphabet, and whether they are estimated from a sample.
+    """
+    keys = documents.keys() if matching is None else documents.matching_keys(matching)
+    step = -(-len(keys) // _COUNTED) or 1
+    found: dict[str, Facet] = {}
+    for tag, kind, value, count in documents.tag_values(json.dumps(keys[::step].tolist())):
+        # SQLite has no booleans: the type tells 1 from true.
+        known: Value = kind == 'true' if kind in ('true', 'false') else value
+        found.setdefault(tag, Facet(tag)).counts[known] = count * step
+    return [found[tag] for tag in sorted(found)], step > 1
