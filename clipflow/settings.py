@@ -60,6 +60,8 @@ class Settings(BaseSettings):
             near = difflib.get_close_matches(name, cls.model_fields, 1)
             hint = f'; did you mean {near[0]!r}?' if near else ''
             return f'unknown setting {name!r}{hint}'
+        if not name:  # of the settings as a whole: they are not shown, keys may be among them
+            return str(item['ctx']['error']) if 'ctx' in item else str(item['msg'])
         variable = PREFIX + name.upper()
         origin = variable if variable in os.environ else f'setting {name!r}'
         return f'{origin}={item["input"]!r} is not valid: {item["msg"][:1].lower()}{item["msg"][1:]}'
@@ -219,10 +221,42 @@ class GatewaySettings(ReadsFiles):
     max_request_bytes: int = Field(
         64 * MEGABYTE, ge=1, description='Largest request; one above it is answered `too-large`.'
     )
+    api_keys: str = Field(
+        '',
+        repr=False,
+        description='API keys as `KEY:read` or `KEY:write`, separated by `,`; without any, no key is needed '
+        '([HTTP](http.md#keys)).',
+    )
+    api_keys_file: Path | None = Field(None, description='File with more of them, one a line.')
+    rate_limit: float = Field(
+        0.0, ge=0, description='HTTP requests a second of one key or address; more are answered `overloaded`. 0: any.'
+    )
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description='Origins whose pages may call the HTTP API, separated by `,`; `*` for all; none by default.'
+    )
+    tls_certificate: Path | None = Field(None, description='PEM file of the certificate, for gRPC and HTTP.')
+    tls_key: Path | None = Field(None, description='PEM file of its key.')
     max_in_flight: int = Field(512, ge=1, description='Requests inside the Flow; one more is answered `overloaded`.')
     request_timeout: float = Field(
         600.0, gt=0, description='Seconds until a request without a deadline of its own is given up.'
     )
+
+    @field_validator('cors_origins', mode='before')
+    @classmethod
+    def _origins(cls, value: Any) -> Any:
+        return tuple(part.strip() for part in value.split(',') if part.strip()) if isinstance(value, str) else value
+
+    @model_validator(mode='after')
+    def _both_files(self) -> Self:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError('CLIPFLOW_TLS_CERTIFICATE and CLIPFLOW_TLS_KEY belong together')
+        return self
+
+
+class CommandSettings(Settings):
+    """Settings of the commands that speak to a service."""
+
+    api_key: str = Field('', repr=False, description='API key that the commands send, if the service wants one.')
 
 
 ALL: tuple[type[Settings], ...] = (
@@ -231,6 +265,7 @@ ALL: tuple[type[Settings], ...] = (
     IndexerSettings,
     RankerSettings,
     GatewaySettings,
+    CommandSettings,
 )
 
 

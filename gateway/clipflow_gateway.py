@@ -1,6 +1,7 @@
 """The gateway: gRPC for any jina.Client, and our HTTP application. See README.md beside this file."""
 
 import asyncio
+import sys
 from typing import Any
 
 from fastapi import FastAPI
@@ -12,11 +13,13 @@ from jina.serve.runtimes.gateway.http.fastapi import FastAPIBaseGateway
 from jina.serve.runtimes.servers.composite import CompositeBaseServer
 
 from clipflow import logs
+from clipflow.access import Access
 from clipflow.border.control import listen_to_launcher
 from clipflow.border.door import Door
 from clipflow.border.process import prepare_process
 from clipflow.border.route import Route
 from clipflow.border.stage import CHANNEL_OPTIONS
+from clipflow.errors import ClipflowError
 from clipflow.settings import GatewaySettings
 from clipflow.web.app import create_app
 
@@ -44,11 +47,18 @@ class ClipflowGateway(CompositeBaseServer, BaseGateway):  # type: ignore[misc]
         settings = GatewaySettings.load()
         log = logs.configure(settings.log_format, 'gateway')
         route = Route.of(self.runtime_args)
-        door = Door(self._request_handler, route, settings, int(self.runtime_args.prefetch or 32), log)
-        app = create_app(door.call, settings)
+        try:
+            access = Access.of(settings.api_keys, settings.api_keys_file)
+        except ClipflowError as error:
+            print(f'clipflow: the gateway cannot start: {error!r}', file=sys.stderr, flush=True)
+            raise
+        door = Door(self._request_handler, route, settings, access, int(self.runtime_args.prefetch or 32))
+        app = create_app(door.call, settings, access)
         self.servers = []
         for arguments in self._server_kwargs:
             arguments['req_handler'] = door
+            if settings.tls_certificate is not None:
+                arguments |= {'ssl_certfile': str(settings.tls_certificate), 'ssl_keyfile': str(settings.tls_key)}
             if arguments['runtime_args']['protocol'] == ProtocolType.HTTP:
                 server = ClipflowHttp(**arguments)
                 server.clipflow_app = app
@@ -61,7 +71,7 @@ class ClipflowGateway(CompositeBaseServer, BaseGateway):  # type: ignore[misc]
     async def setup_server(self) -> None:
         """Start both servers."""
         asyncio.get_running_loop().set_exception_handler(self._report)
-        self._control = await listen_to_launcher(self._door.gate, self._route)
+        self._control = await listen_to_launcher(self._door.gate, self._route, self._door.probe)
         await super().setup_server()
 
     def _report(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

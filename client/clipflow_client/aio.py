@@ -35,13 +35,21 @@ class AsyncClient:
     """A client of one service; safe to use from many tasks at once.
 
     Args:
-        address: host and port of the service's gRPC.
+        address: host and port of the service's gRPC; `grpcs://` before it for TLS.
         timeout: seconds for one request, its retries included; it travels with the request.
         retries: how often a request is sent again after an error that may pass. All requests are idempotent.
+        api_key: if the service wants one.
     """
 
-    def __init__(self, address: str = '127.0.0.1:51000', *, timeout: float = 120.0, retries: int = 8) -> None:
-        self._channel = grpc.aio.insecure_channel(address.removeprefix('grpc://'), options=_OPTIONS)
+    def __init__(
+        self, address: str = '127.0.0.1:51000', *, timeout: float = 120.0, retries: int = 8, api_key: str = ''
+    ) -> None:
+        scheme, _, place = address.rpartition('://')
+        if scheme in ('grpcs', 'https'):
+            self._channel = grpc.aio.secure_channel(place, grpc.ssl_channel_credentials(), options=_OPTIONS)
+        else:
+            self._channel = grpc.aio.insecure_channel(place, options=_OPTIONS)
+        self._metadata = (('authorization', f'Bearer {api_key}'),) if api_key else ()
         self._call = self._channel.unary_unary(
             _METHOD, request_serializer=lambda request: request.SerializeToString(), response_deserializer=DataRequest
         )
@@ -172,7 +180,8 @@ class AsyncClient:
         request.parameters = parameters
         request.data.docs = docs
         try:
-            reply = await self._call(request, timeout=max(0.001, until - time.monotonic()))
+            left = max(0.001, until - time.monotonic())
+            reply = await self._call(request, timeout=left, metadata=self._metadata)
         except grpc.aio.AioRpcError as error:
             raise _translated(error, self._address) from None
         if reply.status.code == jina_pb2.StatusProto.ERROR:

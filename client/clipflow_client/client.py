@@ -23,11 +23,13 @@ T = TypeVar('T')
 class Client:
     """See `AsyncClient`: the same calls, blocking."""
 
-    def __init__(self, address: str = '127.0.0.1:51000', *, timeout: float = 120.0, retries: int = 8) -> None:
+    def __init__(
+        self, address: str = '127.0.0.1:51000', *, timeout: float = 120.0, retries: int = 8, api_key: str = ''
+    ) -> None:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name='clipflow-client', daemon=True)
         self._thread.start()
-        self._client = self._wait(_make(address, timeout, retries))
+        self._client = self._wait(_make(address, timeout, retries, api_key))
 
     def __enter__(self) -> Self:
         return self
@@ -101,9 +103,9 @@ class Client:
             raise
 
 
-async def _make(address: str, timeout: float, retries: int) -> AsyncClient:
+async def _make(address: str, timeout: float, retries: int, api_key: str) -> AsyncClient:
     """The channel belongs to the loop in which it is made."""
-    return AsyncClient(address, timeout=timeout, retries=retries)
+    return AsyncClient(address, timeout=timeout, retries=retries, api_key=api_key)
 
 
 async def _next(outcomes: Any) -> Outcome | None:

@@ -1,13 +1,14 @@
 """How a command, the launcher and the gateway speak about a switch: JSON lines over sockets that only this user sees.
 
-`hold`, `release` and `route` are for the gateway; `hold`, `release` and `switch` for the launcher. What was held is
-released when the connection ends, however it ends.
+`hold`, `route` and `probe` are for the gateway; `hold` and `switch` for the launcher. What was held is released when
+the connection ends, however it ends.
 """
 
 import asyncio
 import json
 import os
 import socket
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Self
 
@@ -80,26 +81,39 @@ def reply_to(error: ClipflowError | None) -> str:
     return json.dumps({'error': repr(error) if error is not None else ''}) + '\n'
 
 
-async def listen_to_launcher(gate: Gate, route: Route) -> asyncio.Server | None:
-    """The gateway's end; None where no launcher started it."""
+async def listen_to_launcher(gate: Gate, route: Route, probe: Callable[[], Awaitable[None]]) -> asyncio.Server | None:
+    """The gateway's end; None where no launcher started it.
+
+    Args:
+        gate: where writes are held.
+        route: the way through the stages.
+        probe: passes if a request passes through every stage, else raises ClipflowError.
+    """
     path = os.environ.get(GATEWAY_SOCKET)
     if not path:
         return None
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        holding = False
         try:
             while line := await reader.readline():
                 asked = json.loads(line)
+                error: ClipflowError | None = None
                 if asked['do'] == 'hold':
+                    holding = True
                     await gate.hold()
                 elif asked['do'] == 'route':
                     await route.replace(asked['graph'], asked['addresses'])
-                else:
-                    gate.release()
-                writer.write(reply_to(None).encode())
+                elif asked['do'] == 'probe':
+                    try:
+                        await probe()
+                    except ClipflowError as failure:
+                        error = failure
+                writer.write(reply_to(error).encode())
                 await writer.drain()
         finally:
-            gate.release()
+            if holding:
+                gate.release()
             writer.close()
 
     Path(path).unlink(missing_ok=True)

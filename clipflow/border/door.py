@@ -19,8 +19,9 @@ from jina.serve.executors import __dry_run_endpoint__
 from jina.serve.runtimes.gateway.request_handling import GatewayRequestHandler
 from jina.types.request.data import DataRequest
 
-from clipflow import __version__, errors, wire
-from clipflow.border.gate import WRITES, Gate
+from clipflow import __version__, access, errors, wire
+from clipflow.access import Access
+from clipflow.border.gate import Gate
 from clipflow.border.route import Route
 from clipflow.errors import (
     ClipflowError,
@@ -34,6 +35,7 @@ from clipflow.errors import (
 from clipflow.settings import GatewaySettings
 
 _OWNER = '_clipflow_stream_tasks'
+_IDENTITY = '_clipflow_identity'
 
 
 class _Call(Protocol):
@@ -44,6 +46,17 @@ class _Call(Protocol):
     def time_remaining(self) -> float | None: ...
 
 
+class _Identity:
+    """Who asks by gRPC."""
+
+    def __init__(self, access: Access, metadata: dict[str, Any]) -> None:
+        self._access, self._key = access, str(metadata.get('authorization', ''))
+
+    def check(self, endpoint: str) -> None:
+        """Raises Unauthorized or Forbidden."""
+        access.check(self._access.scope(self._key), endpoint)
+
+
 class Door:
     """Stands in for Jina's request handler in the gateway's servers.
 
@@ -51,8 +64,8 @@ class Door:
         handler: Jina's own, for what it offers beside requests.
         route: the way through the stages.
         settings: limits of the gateway.
+        access: who may ask.
         prefetch: requests of one stream that are inside at once; a client may ask for less, not for more.
-        log: for what goes wrong.
     """
 
     def __init__(
@@ -60,14 +73,15 @@ class Door:
         handler: GatewayRequestHandler,
         route: Route,
         settings: GatewaySettings,
+        access: Access,
         prefetch: int,
-        log: logging.Logger,
     ) -> None:
         self._handler = handler
         self._route = route
         self._settings = settings
+        self._access = access
         self._prefetch = prefetch
-        self._log = log
+        self._log = logging.getLogger('clipflow.gateway')
         self.streamer = handler.streamer
         self.executor = handler.executor
         self.inside = 0
@@ -80,6 +94,7 @@ class Door:
     async def stream(self, request_iterator: AsyncIterator[DataRequest], context: _Call) -> AsyncIterator[DataRequest]:
         """JinaRPC: requests of one client, `prefetch` of them inside at once. When the client goes, so do they."""
         metadata = dict(context.invocation_metadata() or ())
+        identity = _Identity(self._access, metadata)
         asked = metadata.get('__prefetch__', '')
         tasks: set[asyncio.Future[DataRequest]] = set()
 
@@ -87,6 +102,7 @@ class Door:
             async for request in request_iterator:
                 self._limit_time(request, context)
                 setattr(request, _OWNER, tasks)
+                setattr(request, _IDENTITY, identity)
                 yield request
 
         try:
@@ -104,6 +120,7 @@ class Door:
         """JinaSingleDataRequestRPC: one request, one reply."""
         if context is not None:
             self._limit_time(request, context)
+            setattr(request, _IDENTITY, _Identity(self._access, dict(context.invocation_metadata() or ())))
         return await self._answer(request)
 
     async def dry_run(self, empty: Any, context: Any) -> Any:
@@ -112,6 +129,12 @@ class Door:
         request.header.exec_endpoint = __dry_run_endpoint__
         request.data.docs = DocumentArray([Document()])
         return (await self._answer(request)).proto.header.status
+
+    async def probe(self) -> None:
+        """Raises ClipflowError unless an empty request passes through every stage."""
+        status = await self.dry_run(None, None)
+        if status.code == jina_pb2.StatusProto.ERROR:
+            raise errors.from_description(status.description)
 
     async def endpoint_discovery(self, empty: Any, context: Any) -> Any:
         """What the Flow answers."""
@@ -171,7 +194,7 @@ class Door:
                 raise Overloaded(f'{self.inside} requests are being served; try again a little later')
             self.inside += 1
             try:
-                if request.header.exec_endpoint in WRITES:
+                if request.header.exec_endpoint in self.gate.writes:
                     async with self.gate.passed(deadline):
                         reply = await self._route.send(request, deadline)
                 else:
@@ -197,11 +220,14 @@ class Door:
             given = request.parameters
         except (DecodeError, JsonError, ValueError):
             raise InvalidParameter('the request cannot be read (numbers not finite, nested too deeply?)') from None
+        identity: _Identity | None = getattr(request, _IDENTITY, None)
         if header.exec_endpoint == __dry_run_endpoint__:
             return time.time() + self._settings.request_timeout
         for name in [name for name in struct if name in ('__results__', wire.MODEL_NAME)]:
             del struct[name]
         header.exec_endpoint, model = wire.parse_endpoint(header.exec_endpoint)
+        if identity is not None:  # HTTP has been checked before
+            identity.check(header.exec_endpoint)
         parameters = wire.ENDPOINTS[header.exec_endpoint].parse(given)
         parameters.check_deadline()
         deadline = parameters.deadline or time.time() + self._settings.request_timeout

@@ -7,11 +7,11 @@ from contextlib import asynccontextmanager
 
 from clipflow.errors import Timeout
 
-WRITES = frozenset({'/index', '/update', '/delete', '/clear'})
-
 
 class Gate:
     """Open, or held: then writes wait for as long as their deadlines allow. Searches do not pass here."""
+
+    writes = frozenset({'/index', '/update', '/delete', '/clear'})
 
     def __init__(self) -> None:
         self._open = asyncio.Event()

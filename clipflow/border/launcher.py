@@ -133,35 +133,12 @@ def _watch(stages: list[Stage], gateway: dict[str, Any], stop: threading.Event, 
                 raise StageFailed(f'the stage {stage.name} did not start; its own message stands above')
             elif not stage.is_alive() and not switching.replaces(stage):
                 stage.start_again()
-        if not serving and all(stage.ready for stage in stages) and _answers(gateway):
+        if not serving and all(stage.ready for stage in stages) and switching.answers():
             serving = True
             switching.listen()
             host = gateway.get('host', '127.0.0.1')
             pairs = zip(gateway.get('protocol', []), gateway.get('port', []), strict=False)
             say('serving ' + ', '.join(f'{str(protocol).lower()}://{host}:{port}' for protocol, port in pairs))
-
-
-def _answers(gateway: dict[str, Any]) -> bool:
-    """Whether a request passes through every stage: the gateway may still be looking for one that came up late."""
-    import grpc
-    from jina.proto import jina_pb2
-
-    ports = dict(
-        zip((str(name).lower() for name in gateway.get('protocol', [])), gateway.get('port', []), strict=False)
-    )
-    if 'grpc' not in ports:
-        return True
-    host = str(gateway.get('host', '127.0.0.1')).replace('0.0.0.0', '127.0.0.1')
-    with grpc.insecure_channel(f'{host}:{ports["grpc"]}', options=[('grpc.enable_http_proxy', 0)]) as channel:
-        probe = channel.unary_unary(
-            '/jina.JinaGatewayDryRunRPC/dry_run',
-            request_serializer=lambda _: b'',
-            response_deserializer=jina_pb2.StatusProto.FromString,
-        )
-        try:
-            return bool(probe(None, timeout=5).code == jina_pb2.StatusProto.SUCCESS)
-        except grpc.RpcError:
-            return False
 
 
 def _stop(stages: list[Stage]) -> None:

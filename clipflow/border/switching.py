@@ -46,6 +46,15 @@ class Switching:
         self._built: list[Stage] = []
         self.coming: list[Stage] = []
 
+    def answers(self) -> bool:
+        """Whether a request passes through every stage: the gateway may still be looking for one that came up late."""
+        try:
+            with Caller(self._folder / 'gateway') as gateway:
+                gateway.ask('probe')
+        except ClipflowError:
+            return False
+        return True
+
     def listen(self) -> None:
         """From now on a switch may be asked for."""
         if self._workspace is None:

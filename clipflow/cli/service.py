@@ -26,9 +26,10 @@ def opened(given: argparse.Namespace) -> Iterator['Client']:
     warnings.filterwarnings('ignore', message='pkg_resources is deprecated')
     os.environ.setdefault('JINA_OPTOUT_TELEMETRY', '1')
     os.environ.setdefault('NO_VERSION_CHECK', '1')
+    from clipflow.settings import CommandSettings
     from clipflow_client import Client
 
-    with Client(given.host) as client:
+    with Client(given.host, api_key=CommandSettings.load().api_key) as client:
         yield client
 
 

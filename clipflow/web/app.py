@@ -3,21 +3,37 @@
 from fastapi import FastAPI
 from fastapi.responses import RedirectResponse
 from fastapi_offline import FastAPIOffline
+from starlette.middleware.cors import CORSMiddleware
 
 from clipflow import __version__
+from clipflow.access import Access, RateLimit
 from clipflow.settings import GatewaySettings
-from clipflow.web import bodies, collection, documents, health, jina_http, limits, model, problems, search
+from clipflow.web import (
+    bodies,
+    clip_retrieval,
+    collection,
+    documents,
+    health,
+    jina_http,
+    limits,
+    model,
+    openai,
+    problems,
+    search,
+)
 from clipflow.web.documents import NewDocuments
 from clipflow.web.flow import FlowCall, checked
+from clipflow.web.guard import Guard
 from clipflow.web.search import SearchRequest
 
 
-def create_app(flow: FlowCall, settings: GatewaySettings) -> FastAPI:
+def create_app(flow: FlowCall, settings: GatewaySettings, access: Access) -> FastAPI:
     """Build the application.
 
     Args:
         flow: sends Documents to an endpoint of the Flow.
         settings: limits.
+        access: who may ask.
     """
     app = FastAPIOffline(
         title='clipflow',
@@ -33,9 +49,21 @@ def create_app(flow: FlowCall, settings: GatewaySettings) -> FastAPI:
     app.include_router(collection.router(flow, settings))
     app.include_router(model.router(flow))
     app.include_router(jina_http.router(flow))
+    app.include_router(clip_retrieval.router(flow))
+    app.include_router(openai.router(flow))
     bodies.describe_all(app, [SearchRequest, NewDocuments])
     app.add_middleware(limits.BodyLimit, limit=settings.max_request_bytes)
     app.add_middleware(limits.CancelOnDisconnect)
+    app.add_middleware(Guard, access=access, limit=RateLimit(settings.rate_limit))
+    if settings.cors_origins:
+        # Outermost: a browser asks for permission without a key, and has to see refusals too.
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(settings.cors_origins),
+            allow_methods=['*'],
+            allow_headers=['*'],
+            expose_headers=['Retry-After', 'X-Request-ID'],
+        )
 
     @app.get('/', include_in_schema=False)
     async def home() -> RedirectResponse:

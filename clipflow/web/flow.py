@@ -8,7 +8,7 @@ from typing import Any
 
 from docarray import Document, DocumentArray
 
-from clipflow import wire
+from clipflow import access, wire
 from clipflow.errors import ClipflowError, InvalidDocument, InvalidParameter
 
 _MAX_DEPTH = 24
@@ -19,9 +19,10 @@ FlowCall = Callable[[str, DocumentArray, dict[str, Any]], Awaitable[DocumentArra
 
 
 def checked(flow: FlowCall) -> FlowCall:
-    """`flow`, which first refuses what JSON can say and the messages between the stages cannot."""
+    """`flow`, which first refuses what the caller may not ask for, and what messages between stages cannot say."""
 
     async def call(endpoint: str, docs: DocumentArray, parameters: dict[str, Any]) -> DocumentArray:
+        access.check(access.current.get(), endpoint)
         for doc in docs['@r,c,m'] if docs else ():
             check(doc)
         if reason := _fault(parameters):

@@ -26,8 +26,12 @@ def problem(error: ClipflowError) -> dict[str, Any]:
 
 def respond(error: ClipflowError) -> JSONResponse:
     """The response to `error`."""
-    headers = {'Retry-After': _RETRY_AFTER_SECONDS} if error.retryable else None
-    return JSONResponse(problem(error), error.status, headers, MEDIA_TYPE)
+    return JSONResponse(problem(error), error.status, retry_header(error), MEDIA_TYPE)
+
+
+def retry_header(error: ClipflowError) -> dict[str, str]:
+    """When to try again, if that may help."""
+    return {'Retry-After': _RETRY_AFTER_SECONDS} if error.retryable else {}
 
 
 def install(app: FastAPI) -> None:

@@ -12,6 +12,7 @@ ALLOWED: dict[str, set[str]] = {
     'settings': {'errors'},
     'filters': {'errors'},
     'wire': {'errors', 'filters'},
+    'access': {'errors'},
     'order': set(),
     'sharding': set(),
     'work': {'errors', 'wire'},
@@ -45,8 +46,8 @@ ALLOWED: dict[str, set[str]] = {
         'store',
     },
     'rank': {'errors', 'wire', 'order', 'vectors'},
-    'web': {'errors', 'settings', 'sources', 'wire'},
-    'border': {'errors', 'settings', 'wire', 'work', 'logs', 'weights', 'sharding', 'store'},
+    'web': {'errors', 'settings', 'access', 'sources', 'wire'},
+    'border': {'errors', 'settings', 'access', 'wire', 'work', 'logs', 'weights', 'sharding', 'store'},
     'client': {'errors', 'wire'},
     'cli': {'bulk', 'store', 'index', 'errors', 'settings', 'weights', 'sessions', 'border', 'client'},
 }
