@@ -43,8 +43,14 @@ class Gathering(Generic[Job]):
         self._draining: asyncio.Task[None] | None = None
         self.calls = 0
         self.items = 0
+        self._sizes: dict[int, int] = {}
         self.failed = False
         """Whether the last call as a whole has failed."""
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """How many calls had at most so many items (a power of two), and more than the power below."""
+        return sorted(self._sizes.items())
 
     async def run(self, parameters: Parameters, job: Job, size: int) -> None:
         """Run `job`, which has `size` items, together with what else is waiting.
@@ -64,7 +70,10 @@ class Gathering(Generic[Job]):
         try:
             while batch := self._next():
                 self.calls += 1
-                self.items += sum(waiting.size for waiting in batch)
+                size = sum(waiting.size for waiting in batch)
+                self.items += size
+                most = 1 << max(0, size - 1).bit_length()
+                self._sizes[most] = self._sizes.get(most, 0) + 1
                 try:
                     await self._work.in_turn(self._call, [waiting.job for waiting in batch])
                     self.failed = False

@@ -4,6 +4,7 @@ import json
 import logging
 import sys
 import time
+from contextvars import ContextVar
 from typing import Any
 
 
@@ -15,9 +16,21 @@ class _JsonFormatter(logging.Formatter):
             'stage': record.name.removeprefix('clipflow.'),
             'message': record.getMessage(),
         }
+        if hasattr(record, 'request'):
+            line['request'] = record.request
         if record.exc_info:
             line['trace'] = self.formatException(record.exc_info)
         return json.dumps(line, ensure_ascii=False)
+
+
+class _TextFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        return f'{text} [{record.request}]' if hasattr(record, 'request') else text
+
+
+request_id: ContextVar[str] = ContextVar('request_id', default='')
+"""Of the HTTP request that is being answered."""
 
 
 def configure(log_format: str, stage: str) -> logging.Logger:
@@ -25,7 +38,7 @@ def configure(log_format: str, stage: str) -> logging.Logger:
     root = logging.getLogger('clipflow')
     if not root.handlers:
         handler = logging.StreamHandler(sys.stderr)
-        text = logging.Formatter('%(asctime)s %(levelname)-7s %(name)s: %(message)s', '%H:%M:%S')
+        text = _TextFormatter('%(asctime)s %(levelname)-7s %(name)s: %(message)s', '%H:%M:%S')
         handler.setFormatter(_JsonFormatter() if log_format == 'json' else text)
         root.addHandler(handler)
         root.setLevel(logging.INFO)

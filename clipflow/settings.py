@@ -28,6 +28,10 @@ class Settings(BaseSettings):
     log_format: Literal['text', 'json'] = Field(
         'text', description='Log lines for people or as JSON, one object a line.'
     )
+    log_requests: bool = Field(False, description='A log line for each request in each stage, with its request id.')
+    otlp_endpoint: str = Field(
+        '', description='Host and port of an OpenTelemetry collector (OTLP by gRPC) for traces; none by default.'
+    )
 
     @classmethod
     def settings_customise_sources(

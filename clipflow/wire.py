@@ -21,6 +21,7 @@ from clipflow.errors import ClipflowError, Internal, InvalidDocument, InvalidPar
 DEADLINE = '__deadline'
 REQUEST_ID = '__request_id'
 MODEL_NAME = '__model_name'
+TRACE = '__trace'
 ERROR = '__error__'
 MODEL = '__model__'
 GROUP = '__group__'
@@ -42,11 +43,12 @@ class Parameters(BaseModel):
     """What every request may carry. Names that published clients send are accepted everywhere."""
 
     model_config = ConfigDict(extra='forbid', frozen=True, populate_by_name=True, protected_namespaces=())
-    own: ClassVar[tuple[str, ...]] = (DEADLINE, REQUEST_ID, MODEL_NAME, '__results__')
+    own: ClassVar[tuple[str, ...]] = (DEADLINE, REQUEST_ID, MODEL_NAME, TRACE, '__results__')
     silent: ClassVar[tuple[str, ...]] = ('minibatch_size', 'batch_size', 'model_name', 'drop_image_content')
 
     deadline: float | None = Field(None, alias=DEADLINE)
     request_id: str = Field('', alias=REQUEST_ID)
+    trace: str = Field('', alias=TRACE)
 
     @classmethod
     def parse(cls, given: dict[str, Any]) -> Self:

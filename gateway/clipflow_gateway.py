@@ -12,7 +12,7 @@ from jina.serve.runtimes.gateway.grpc import GRPCGateway
 from jina.serve.runtimes.gateway.http.fastapi import FastAPIBaseGateway
 from jina.serve.runtimes.servers.composite import CompositeBaseServer
 
-from clipflow import logs
+from clipflow import logs, tracing
 from clipflow.access import Access
 from clipflow.border.control import listen_to_launcher
 from clipflow.border.door import Door
@@ -53,7 +53,8 @@ class ClipflowGateway(CompositeBaseServer, BaseGateway):  # type: ignore[misc]
             print(f'clipflow: the gateway cannot start: {error!r}', file=sys.stderr, flush=True)
             raise
         door = Door(self._request_handler, route, settings, access, int(self.runtime_args.prefetch or 32))
-        app = create_app(door.call, settings, access)
+        tracing.start(settings.otlp_endpoint, 'gateway')
+        app = create_app(door.call, settings, access, door.metrics)
         self.servers = []
         for arguments in self._server_kwargs:
             arguments['req_handler'] = door

@@ -13,6 +13,7 @@ TITLES: dict[type[settings.Settings], str] = {
     settings.EncoderSettings: 'Encoder',
     settings.IndexerSettings: 'Indexer',
     settings.RankerSettings: 'Ranker',
+    settings.CommandSettings: 'Commands',
 }
 HEAD = """# Configuration
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service import Service
+from service import Service, spied_on
 
 
 @pytest.fixture(scope='session')
@@ -45,7 +45,52 @@ def photographs() -> Path:
 
 
 @pytest.fixture(scope='session')
-def model_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+def export_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Empty at first, so that a model that has to be exported is exported, by the first of the services."""
+    return tmp_path_factory.mktemp('cache')
+
+
+@pytest.fixture(scope='session')
+def foreign_contacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file that names the foreign hosts that `model_service` has looked up, if there are any."""
+    return tmp_path_factory.mktemp('contacts') / 'contacts'
+
+
+@pytest.fixture(scope='session')
+def model_service(
+    tmp_path_factory: pytest.TempPathFactory, export_cache: Path, foreign_contacts: Path
+) -> Iterator[Service]:
     """A service with the bundled model."""
-    with Service(tmp_path_factory.mktemp('model')) as running:
+    with pytest.MonkeyPatch.context() as patch:
+        spied_on(patch, foreign_contacts.with_name('site'), foreign_contacts)
+        running = Service(tmp_path_factory.mktemp('model'), {'CACHE': str(export_cache)})
+    with running:
         yield running
+
+
+@pytest.fixture(scope='session')
+def roots(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where `furnished` may read files: in `open` and `second`."""
+    folder = tmp_path_factory.mktemp('roots')
+    for part in ('open', 'second'):
+        (folder / part).mkdir()
+    return folder
+
+
+@pytest.fixture(scope='session')
+def _furnished_service(roots: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    settings = {
+        'FILE_ROOTS': f'{roots / "open"}:{roots / "second"}',
+        'INDEXED_TAGS': 'n',
+        'TOWER_TTL': '0.5',
+        'TEXT_CACHE': '0',
+    }
+    with Service(tmp_path_factory.mktemp('furnished'), {'RUNTIME': 'fake', **settings}) as running:
+        yield running
+
+
+@pytest.fixture
+def furnished(_furnished_service: Service) -> Service:
+    """As `fake`, with settings of which each serves one suite; its indexer may be killed."""
+    _furnished_service.post('/clear')
+    return _furnished_service

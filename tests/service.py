@@ -6,8 +6,9 @@ import signal
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
+import pytest
 import yaml
 from docarray import Document, DocumentArray
 from jina import Client
@@ -18,9 +19,35 @@ from clipflow import ROOT, errors, wire
 from clipflow.errors import ClipflowError
 from local_service import LocalService, free_port
 
-__all__ = ['Service', 'error_codes', 'error_of', 'flow_with', 'free_port', 'picture', 'png', 'until']
+__all__ = [
+    'Lives',
+    'Service',
+    'error_codes',
+    'error_of',
+    'flow_with',
+    'free_port',
+    'picture',
+    'png',
+    'spied_on',
+    'until',
+]
 
 T = TypeVar('T')
+_SPY = """
+import os, socket
+def noted(call):
+    def wrapper(host, *args, **kwargs):
+        name = host[0] if isinstance(host, tuple) else host
+        if isinstance(name, bytes):
+            name = name.decode()
+        if name not in (None, '', 'localhost', '0.0.0.0', '::1') and not str(name).startswith('127.'):
+            with open(os.environ['CONTACTS'], 'a') as file:
+                print(name, file=file)
+        return call(host, *args, **kwargs)
+    return wrapper
+socket.getaddrinfo = noted(socket.getaddrinfo)
+socket.gethostbyname = noted(socket.gethostbyname)
+"""
 
 
 class Service(LocalService):
@@ -104,6 +131,28 @@ class Service(LocalService):
         until(lambda: not self.processes(), seconds, f'all processes of {self.workspace} have ended')
 
 
+class Lives:
+    """One workspace with `RUNTIME=fake`, and a service over it that the tests of a module share and may end."""
+
+    def __init__(self, workspace: Path) -> None:
+        self._workspace = workspace
+        self._last: Service | None = None
+
+    def service(self) -> Service:
+        """The one that runs; started again if it has ended."""
+        if self._last is None or self._last.process.poll() is not None:
+            self._last = Service(self._workspace, {'RUNTIME': 'fake'})
+            self._last.wait_for('clipflow: serving')
+        return self._last
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._last is not None and self._last.process.poll() is None:
+            self._last.stop()
+
+
 def _environment(process: Path) -> list[bytes]:
     try:
         if b') Z ' in process.joinpath('stat').read_bytes():
@@ -159,3 +208,13 @@ def error_codes(docs: Iterable[Document]) -> dict[str, str | None]:
     """What became of each Document of a reply: its id, and the code of its error or None."""
     found = {doc.id: wire.error_of(doc) for doc in docs}
     return {name: error.code if error else None for name, error in found.items()}
+
+
+def spied_on(patch: pytest.MonkeyPatch, site: Path, contacts: Path) -> None:
+    """Let services that are started now write the foreign hosts that they look up to `contacts`."""
+    site.mkdir()
+    (site / 'sitecustomize.py').write_text(_SPY)
+    patch.setenv('CONTACTS', str(contacts))
+    patch.delenv('JINA_OPTOUT_TELEMETRY', raising=False)
+    patch.delenv('NO_VERSION_CHECK', raising=False)
+    patch.setenv('PYTHONPATH', str(site), prepend=':')

@@ -7,6 +7,7 @@ clients. The door replaces its request function and stands before its gRPC servi
 import asyncio
 import logging
 import time
+import uuid
 from collections.abc import AsyncIterator
 from typing import Any, Protocol
 
@@ -19,7 +20,7 @@ from jina.serve.executors import __dry_run_endpoint__
 from jina.serve.runtimes.gateway.request_handling import GatewayRequestHandler
 from jina.types.request.data import DataRequest
 
-from clipflow import __version__, access, errors, wire
+from clipflow import __version__, access, errors, logs, tracing, wire
 from clipflow.access import Access
 from clipflow.border.gate import Gate
 from clipflow.border.route import Route
@@ -32,6 +33,7 @@ from clipflow.errors import (
     TooLarge,
     Unavailable,
 )
+from clipflow.metrics import Metrics
 from clipflow.settings import GatewaySettings
 
 _OWNER = '_clipflow_stream_tasks'
@@ -51,6 +53,7 @@ class _Identity:
 
     def __init__(self, access: Access, metadata: dict[str, Any]) -> None:
         self._access, self._key = access, str(metadata.get('authorization', ''))
+        self.trace = str(metadata.get('traceparent', ''))
 
     def check(self, endpoint: str) -> None:
         """Raises Unauthorized or Forbidden."""
@@ -86,6 +89,8 @@ class Door:
         self.executor = handler.executor
         self.inside = 0
         self.gate = Gate()
+        self.metrics = Metrics()
+        self.metrics.in_flight.set_function(lambda: self.inside)
         self.streamer._streamer._request_handler = self._admit
         self.Call = self.stream
 
@@ -159,6 +164,7 @@ class Door:
         """
         for pause in (0.1, 0.5, None):
             request = DataRequest()
+            request.header.request_id = logs.request_id.get() or uuid.uuid4().hex
             request.header.exec_endpoint = endpoint
             request.parameters = parameters
             request.data.docs = docs
@@ -187,18 +193,30 @@ class Door:
         return task, None
 
     async def _answer(self, request: DataRequest) -> DataRequest:
-        size = len(request.buffer or b'')
+        """Answer, and count what became of it."""
+        begun = time.perf_counter()
+        reply = await self._reply(request, len(request.buffer or b''))
+        seconds = time.perf_counter() - begun
+        endpoint = request.header.exec_endpoint
+        endpoint = endpoint if endpoint in wire.ENDPOINTS else 'unknown'
+        failed = reply.status.code == jina_pb2.StatusProto.ERROR
+        code = errors.from_description(reply.status.description).code if failed else 'ok'
+        stages = [(r.executor, (r.end_time.ToNanoseconds() - r.start_time.ToNanoseconds()) / 1e9) for r in reply.routes]
+        self.metrics.request(endpoint, code, seconds, stages[1:])
+        if self._settings.log_requests:
+            spent = ', '.join(f'{name} {taken * 1000:.1f}' for name, taken in stages[1:])
+            identifier = {'request': request.header.request_id}
+            self._log.info('%s %s in %.1f ms (%s)', endpoint, code, seconds * 1000, spent, extra=identifier)
+        return reply
+
+    async def _reply(self, request: DataRequest, size: int) -> DataRequest:
         try:
             deadline = self._check(request, size)
             if self.inside >= self._settings.max_in_flight:
                 raise Overloaded(f'{self.inside} requests are being served; try again a little later')
             self.inside += 1
             try:
-                if request.header.exec_endpoint in self.gate.writes:
-                    async with self.gate.passed(deadline):
-                        reply = await self._route.send(request, deadline)
-                else:
-                    reply = await self._route.send(request, deadline)
+                reply = await self._send(request, deadline)
             finally:
                 self.inside -= 1
             if reply.status.code != jina_pb2.StatusProto.ERROR:
@@ -209,6 +227,17 @@ class Door:
         except Exception:
             self._log.exception('request %s failed in the gateway', request.header.request_id)
             return _refusal(request, Internal(f'the gateway failed; see its log under {request.header.request_id}'))
+
+    async def _send(self, request: DataRequest, deadline: float) -> DataRequest:
+        header, identity = request.header, getattr(request, _IDENTITY, None)
+        caller = identity.trace if identity is not None else tracing.parent.get()
+        with tracing.span(header.exec_endpoint, caller, request_id=header.request_id) as trace:
+            if trace:
+                request.proto_wo_data.parameters[wire.TRACE] = trace
+            if header.exec_endpoint not in self.gate.writes:
+                return await self._route.send(request, deadline)
+            async with self.gate.passed(deadline):
+                return await self._route.send(request, deadline)
 
     def _check(self, request: DataRequest, size: int) -> float:
         """Refuse what cannot be served, before any work; returns the deadline in seconds since the epoch."""
@@ -223,7 +252,7 @@ class Door:
         identity: _Identity | None = getattr(request, _IDENTITY, None)
         if header.exec_endpoint == __dry_run_endpoint__:
             return time.time() + self._settings.request_timeout
-        for name in [name for name in struct if name in ('__results__', wire.MODEL_NAME)]:
+        for name in [name for name in struct if name in ('__results__', wire.MODEL_NAME, wire.TRACE)]:
             del struct[name]
         header.exec_endpoint, model = wire.parse_endpoint(header.exec_endpoint)
         if identity is not None:  # HTTP has been checked before

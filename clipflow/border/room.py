@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Concatenate, TypeVar
 from docarray import DocumentArray
 from jina import Executor, requests
 
-from clipflow import __version__, logs, wire
+from clipflow import __version__, logs, tracing, wire
 from clipflow.border import messages
 from clipflow.border.process import prepare_process
 from clipflow.errors import ClipflowError, Internal, InvalidParameter
@@ -61,6 +61,7 @@ class Room(Executor):  # type: ignore[misc]
             self.settings = self.settings_class.load(**own)
             self.log = logs.configure(self.settings.log_format, self.stage)
             self.spec: ModelSpec = load_spec(self.settings.model)
+            tracing.start(self.settings.otlp_endpoint, self.stage)
             self.work: WorkQueue
             self.log.info('starting with the model %s', self.spec.name)
             self.open()
@@ -99,6 +100,7 @@ class Room(Executor):  # type: ignore[misc]
         """Let running work finish."""
         if hasattr(self, 'work'):
             self.work.close()
+        tracing.stop()
 
 
 Endpoint = Callable[Concatenate[R, DocumentArray, Q, ...], Awaitable[DocumentArray | None]]
@@ -117,7 +119,13 @@ def endpoint(*paths: str, parse: type[Q]) -> Callable[[Endpoint[R, Q]], Any]:
             try:
                 parsed = parse.parse(parameters)
                 parsed.check_deadline()
-                reply = await method(self, docs, parsed)
+                begun = time.perf_counter()
+                with tracing.span(self.stage, parsed.trace, documents=len(docs)):
+                    reply = await method(self, docs, parsed)
+                if self.settings.log_requests:
+                    spent = (time.perf_counter() - begun) * 1000
+                    identifier = {'request': parsed.request_id}
+                    self.log.info('%s, %d documents, %.1f ms', paths[0], len(docs), spent, extra=identifier)
                 return messages.put_back(docs, docs if reply is None else reply, self.stage)
             except ClipflowError:
                 raise

@@ -47,6 +47,11 @@ class LocalEncoder:
         """What the vectors are made with: float or int8."""
         return wire.read_mark(self._embedder.mark)[1]
 
+    @property
+    def dimension(self) -> int:
+        """Of the vectors."""
+        return self._session.dimension
+
     def __enter__(self) -> Self:
         return self
 

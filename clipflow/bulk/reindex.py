@@ -38,6 +38,11 @@ class Reindexing:
 
     def __init__(self, sources: Sequence[Documents], targets: Sequence[Store], encoder: LocalEncoder) -> None:
         self._pairs = list(zip(sources, targets, strict=True))
+        for target in targets:
+            # Left by an earlier run in which the model had another form, such as int8.
+            if target.count() and (target.dimension(), target.precision()) != (encoder.dimension, encoder.precision):
+                target.clear()
+                target.note_taken(0)
         self._encoder = encoder
         self.tally = Tally()
 

@@ -256,6 +256,10 @@ class Keeper:
                 # Emptied meanwhile, perhaps filled again with vectors of another length: then this one is no use.
                 if self.index is index:
                     self.index, self.choice = new, better
+        except Exception:
+            if self.index is index:
+                raise
+            return  # emptied while it was built, so that there was nothing to learn from
         finally:
             with self.writing:
                 self._journal = None

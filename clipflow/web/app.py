@@ -7,6 +7,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from clipflow import __version__
 from clipflow.access import Access, RateLimit
+from clipflow.metrics import Metrics
 from clipflow.settings import GatewaySettings
 from clipflow.web import (
     bodies,
@@ -27,13 +28,14 @@ from clipflow.web.guard import Guard
 from clipflow.web.search import SearchRequest
 
 
-def create_app(flow: FlowCall, settings: GatewaySettings, access: Access) -> FastAPI:
+def create_app(flow: FlowCall, settings: GatewaySettings, access: Access, metrics: Metrics) -> FastAPI:
     """Build the application.
 
     Args:
         flow: sends Documents to an endpoint of the Flow.
         settings: limits.
         access: who may ask.
+        metrics: what is counted.
     """
     app = FastAPIOffline(
         title='clipflow',
@@ -43,7 +45,7 @@ def create_app(flow: FlowCall, settings: GatewaySettings, access: Access) -> Fas
     )
     flow = checked(flow)
     problems.install(app)
-    app.include_router(health.router(flow))
+    app.include_router(health.router(flow, metrics))
     app.include_router(search.router(flow))
     app.include_router(documents.router(flow, settings.max_request_bytes))
     app.include_router(collection.router(flow, settings))
@@ -55,6 +57,7 @@ def create_app(flow: FlowCall, settings: GatewaySettings, access: Access) -> Fas
     app.add_middleware(limits.BodyLimit, limit=settings.max_request_bytes)
     app.add_middleware(limits.CancelOnDisconnect)
     app.add_middleware(Guard, access=access, limit=RateLimit(settings.rate_limit))
+    app.add_middleware(limits.Traceable)
     if settings.cors_origins:
         # Outermost: a browser asks for permission without a key, and has to see refusals too.
         app.add_middleware(

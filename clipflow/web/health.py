@@ -5,10 +5,11 @@ import time
 from typing import Any
 
 from docarray import DocumentArray
-from fastapi import APIRouter
+from fastapi import APIRouter, Response
 
 from clipflow import __version__
 from clipflow.errors import ClipflowError, NotReady
+from clipflow.metrics import CONTENT_TYPE, Metrics
 from clipflow.web.flow import FlowCall
 from clipflow.wire import DEADLINE, plain_tags
 
@@ -36,8 +37,8 @@ class _Probe:
             return self._found
 
 
-def router(flow: FlowCall) -> APIRouter:
-    """`/healthz`, `/readyz`, `/v1/status`."""
+def router(flow: FlowCall, metrics: Metrics) -> APIRouter:
+    """`/healthz`, `/readyz`, `/v1/status`, `/metrics`."""
     routes = APIRouter(tags=['status'])
     probe = _Probe(flow)
 
@@ -60,5 +61,13 @@ def router(flow: FlowCall) -> APIRouter:
     @routes.get('/v1/status', summary='What each stage says of itself')
     async def status() -> dict[str, Any]:
         return {'version': __version__, 'stages': await probe.stages()}
+
+    @routes.get('/metrics', summary='For Prometheus', response_class=Response)
+    async def told() -> Response:
+        try:
+            stages = await probe.stages()
+        except ClipflowError:
+            stages = {}
+        return Response(metrics.text(stages), media_type=CONTENT_TYPE)
 
     return routes

@@ -1,13 +1,18 @@
-"""Limits around the application: how large a body may be, and how long somebody waits for the answer."""
+"""Around the application: how large a body may be, how long somebody waits, and how a request is known elsewhere."""
 
 import asyncio
 import json
+import re
+import uuid
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from clipflow import logs, tracing
 from clipflow.errors import TooLarge
 from clipflow.web.bodies import LINES
 from clipflow.web.problems import MEDIA_TYPE, problem
+
+_REQUEST_ID = re.compile(r'[\w.:-]{1,128}', re.ASCII)
 
 
 class BodyLimit:
@@ -89,3 +94,33 @@ class CancelOnDisconnect:
                 raise  # not the client, the server stops
         finally:
             listener.cancel()
+
+
+class Traceable:
+    """Takes over the caller's request id and trace, or gives an id, and tells it with the answer."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The ASGI interface."""
+        if scope['type'] != 'http':
+            return await self._app(scope, receive, send)
+        headers = dict(scope['headers'])
+        given = headers.get(b'x-request-id', b'').decode('latin-1')
+        identifier = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        tokens = (
+            logs.request_id.set(identifier),
+            tracing.parent.set(headers.get(b'traceparent', b'').decode('latin-1')),
+        )
+
+        async def named(message: Message) -> None:
+            if message['type'] == 'http.response.start':
+                message['headers'] = [*message.get('headers', []), (b'x-request-id', identifier.encode())]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, named)
+        finally:
+            logs.request_id.reset(tokens[0])
+            tracing.parent.reset(tokens[1])

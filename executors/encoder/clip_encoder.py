@@ -107,6 +107,7 @@ class ClipEncoder(Room):
             threads=self._threads,
             batches=self._gathering.calls,
             items=self._gathering.items,
+            batch_sizes=[list(pair) for pair in self._gathering.sizes],
             cached_texts=len(cache),
             cache_hits=cache.hits,
             cache_misses=cache.misses,

@@ -14,29 +14,27 @@ from docarray import Document
 
 from clipflow.errors import ClipflowError
 from clipflow_client import Client
-from service import Service, png
+from forms import long
+from service import Lives, Service, png, spied_on
 
 STAGES = ('preprocessor', 'encoder', 'indexer', 'ranker', 'gateway')
-SPY = """
-import os, socket
-def noted(call):
-    def wrapper(host, *args, **kwargs):
-        name = host[0] if isinstance(host, tuple) else host
-        if isinstance(name, bytes):
-            name = name.decode()
-        if name not in (None, '', 'localhost', '0.0.0.0', '::1') and not str(name).startswith('127.'):
-            with open(os.environ['CONTACTS'], 'a') as file:
-                print(name, file=file)
-        return call(host, *args, **kwargs)
-    return wrapper
-socket.getaddrinfo = noted(socket.getaddrinfo)
-socket.gethostbyname = noted(socket.gethostbyname)
-"""
+
+
+@pytest.fixture(scope='module')
+def lives(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lives]:
+    with Lives(tmp_path_factory.mktemp('running')) as shared:
+        yield shared
 
 
 @pytest.fixture
-def running(tmp_path: Path) -> Iterator[Service]:
-    """A service with the fake session and a workspace of its own."""
+def running(lives: Lives) -> Service:
+    """A service with the fake session; of earlier tests there may be documents."""
+    return lives.service()
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Iterator[Service]:
+    """The same for one test alone."""
     with Service(tmp_path / 'workspace', {'RUNTIME': 'fake'}) as service:
         yield service
 
@@ -84,44 +82,18 @@ def test_nothing_acknowledged_is_lost_when_the_indexer_is_killed_again_and_again
     assert not deleted & found
 
 
-def test_a_killed_launcher_leaves_no_process_and_no_document_is_lost(running: Service) -> None:
-    with Client(running.grpc) as client:
+@long  # test_killed.py kills one that writes
+def test_a_killed_launcher_leaves_no_process_and_no_document_is_lost(own: Service) -> None:
+    with Client(own.grpc) as client:
         assert [outcome.error for outcome in client.index([Document(id='kept', text='a cat')])] == [None]
-    running.process.kill()
-    running.process.wait(timeout=10)
-    running.wait_until_gone(5)
-    with Service(running.workspace, {'RUNTIME': 'fake'}) as again:
+    own.process.kill()
+    own.process.wait(timeout=10)
+    own.wait_until_gone(5)
+    with Service(own.workspace, {'RUNTIME': 'fake'}) as again:
         assert again.stored_ids() == {'kept'}
 
 
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_during_indexing_stops_within_ten_seconds_and_loses_nothing(running: Service, number: int) -> None:
-    stored: set[str] = set()
-    started = threading.Event()
-
-    def write() -> None:
-        with Client(running.grpc, retries=0) as client:
-            try:
-                for outcome in client.index_iter(Document(id=str(i), text=str(i)) for i in range(100_000)):
-                    if outcome.error is None:
-                        stored.add(outcome.id)
-                        started.set()
-            except ClipflowError:
-                pass  # the service is going, as it should
-
-    writer = threading.Thread(target=write)
-    writer.start()
-    assert started.wait(20)
-    begun = time.monotonic()
-    assert running.terminate(number) == 0
-    assert time.monotonic() - begun < 10
-    writer.join(timeout=30)
-    running.wait_until_gone(2)
-    with Service(running.workspace, {'RUNTIME': 'fake'}) as again, Client(again.grpc) as client:
-        assert stored
-        assert set(client.get(sorted(stored)[:10_000])) >= set(sorted(stored)[:10_000])
-
-
+@long  # test_killed.py kills each, with fewer retries
 def test_each_stage_is_started_again_and_the_next_search_succeeds(running: Service) -> None:
     with Client(running.grpc, retries=20) as client:
         client.index([Document(id='cat', text='a cat')])
@@ -144,14 +116,16 @@ def test_a_model_that_is_not_there_stops_the_start_with_stage_and_cause(tmp_path
     assert 'Traceback' not in log
 
 
+@long  # tests/unit/test_settings.py says the same of the settings alone
 def test_a_variable_that_jina_left_in_place_is_refused(tmp_path: Path) -> None:
     code, log = _failed(tmp_path, MODEL='$MODEL')
     assert code != 0
     assert 'the variable $MODEL is not set' in log
 
 
-def test_a_second_service_on_the_same_workspace_is_refused(running: Service, tmp_path: Path) -> None:
-    code, log = _failed(tmp_path)
+def test_a_second_service_on_the_same_workspace_is_refused(running: Service) -> None:
+    service = Service(running.workspace, {'RUNTIME': 'fake'})
+    code, log = service.wait_until_ended(), service.log
     assert code != 0
     assert 'the indexer cannot start: conflict: another process serves the workspace' in log
     assert 'Traceback' not in log
@@ -168,29 +142,70 @@ def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
     assert 'Traceback' not in log
 
 
-@pytest.mark.parametrize('runtime', ['fake', 'auto'])
-def test_no_foreign_host_is_looked_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runtime: str) -> None:
-    (tmp_path / 'site').mkdir()
-    (tmp_path / 'site' / 'sitecustomize.py').write_text(SPY)
+def test_no_foreign_host_is_looked_up(model_service: Service, foreign_contacts: Path) -> None:
+    with Client(model_service.grpc) as client:
+        client.index([Document(id='red', blob=png('red'))])
+        assert [match.id for match in client.search(png('red'), limit=1)] == ['red']
+    assert not foreign_contacts.exists(), foreign_contacts.read_text()
+
+
+@long
+def test_no_foreign_host_is_looked_up_with_the_fake_session_either(tmp_path: Path) -> None:
     contacts = tmp_path / 'contacts'
-    monkeypatch.setenv('CONTACTS', str(contacts))
-    monkeypatch.delenv('JINA_OPTOUT_TELEMETRY', raising=False)
-    monkeypatch.delenv('NO_VERSION_CHECK', raising=False)
-    monkeypatch.setenv('PYTHONPATH', str(tmp_path / 'site'), prepend=':')
-    # With an empty cache: a model that has to be exported first is exported too.
-    settings = {'RUNTIME': runtime, 'CACHE': str(tmp_path / 'cache')}
-    with Service(tmp_path / 'workspace', settings) as service, Client(service.grpc) as client:
+    with pytest.MonkeyPatch.context() as patch:
+        spied_on(patch, tmp_path / 'site', contacts)
+        service = Service(tmp_path / 'workspace', {'RUNTIME': 'fake'})
+    with service, Client(service.grpc) as client:
         client.index([Document(id='red', blob=png('red'))])
         assert [match.id for match in client.search(png('red'))] == ['red']
     assert not contacts.exists(), contacts.read_text()
 
 
-def test_a_service_whose_lines_nobody_reads_any_more_still_stops(tmp_path: Path) -> None:
-    service = Service(tmp_path / 'workspace', {'RUNTIME': 'fake'})
-    service.wait_for('clipflow: serving')
-    assert service.process.stderr is not None
+def _signalled_while_it_indexes(service: Service, number: int, name: str) -> set[str]:
+    """Its end, and the ids that were acknowledged before."""
+    stored: set[str] = set()
+    started = threading.Event()
+
+    def write() -> None:
+        with Client(service.grpc, retries=0) as client:
+            try:
+                for outcome in client.index_iter(Document(id=f'{name} {i}', text=f'{i}') for i in range(100_000)):
+                    if outcome.error is None:
+                        stored.add(outcome.id)
+                        started.set()
+            except ClipflowError:
+                pass  # the service is going, as it should
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    assert started.wait(20)
+    begun = time.monotonic()
+    assert service.terminate(number) == 0
+    assert time.monotonic() - begun < 10
+    writer.join(timeout=30)
+    service.wait_until_gone(2)
+    assert stored
+    return stored
+
+
+def _assert_there(service: Service, ids: set[str]) -> None:
+    some = sorted(ids)[:10_000]
+    with Client(service.grpc) as client:
+        assert set(client.get(some)) == set(some)
+
+
+def test_a_signal_during_indexing_stops_within_ten_seconds_and_loses_nothing(lives: Lives) -> None:
+    first = _signalled_while_it_indexes(lives.service(), signal.SIGTERM, 'first')
+    _assert_there(lives.service(), first)
+    second = _signalled_while_it_indexes(lives.service(), signal.SIGINT, 'second')
+    _assert_there(lives.service(), first)
+    _assert_there(lives.service(), second)
+
+
+def test_a_service_whose_lines_nobody_reads_any_more_still_stops(running: Service) -> None:
+    assert running.process.stderr is not None
     # As after `clipflow serve 2>&1 | head`; the descriptor, because a thread of ours reads the file object.
-    os.dup2(os.open(os.devnull, os.O_RDONLY), service.process.stderr.fileno())
-    service.process.terminate()
-    assert service.process.wait(timeout=20) == 0
-    service.wait_until_gone(5)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), running.process.stderr.fileno())
+    running.process.terminate()
+    assert running.process.wait(timeout=20) == 0
+    running.wait_until_gone(5)

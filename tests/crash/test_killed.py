@@ -11,7 +11,8 @@ from docarray import Document
 from jina import Client as JinaClient
 
 from clipflow_client import Client
-from service import Service, png, until
+from forms import long
+from service import Lives, Service, png, until
 
 from .writer import Writer, assert_kept
 
@@ -21,43 +22,79 @@ KILLS = 5
 SEED = 20261124
 
 
-def test_an_indexer_that_is_killed_while_it_writes_loses_nothing_and_revives_nothing(tmp_path: Path) -> None:
-    moments = random.Random(SEED)
-    stored: set[str] = set()
-    deleted: set[str] = set()
-    failed = 0
-    for life in range(2):
-        service = Service(tmp_path, {'RUNTIME': 'fake'})
-        service.wait_for('clipflow: serving')
-        try:
-            assert_kept(service, stored, deleted)
-            for kill in range(KILLS):
-                with Writer(service, life * KILLS + kill) as writer:
-                    wanted = moments.randint(3, 30)
-                    until(lambda w=writer, n=wanted: w.requests >= n, 60, 'the writer gets on')  # type: ignore[misc]
-                    time.sleep(moments.random() * 0.01)  # so that it hits any moment of a request
-                    service.kill('indexer')
-                    service.wait_until_ready_again('indexer')
-                stored = (stored | writer.stored) - writer.deleted
-                deleted |= writer.deleted
-                failed += len(writer.errors)
-                assert {error.retryable for error in writer.errors} <= {True}, writer.errors
-                assert_kept(service, stored, deleted)
-        finally:
-            service.process.kill()
-            service.process.wait()
-            service.wait_until_gone(5)
-    assert len(stored) > 100
-    assert len(deleted) > 10
-    assert failed > 0
+class Killed:
+    """An indexer that is killed again and again while it writes, and what its documents must be."""
+
+    def __init__(self) -> None:
+        self.stored: set[str] = set()
+        self.deleted: set[str] = set()
+        self.failed = 0
+        self._writers = 0
+        self._moments = random.Random(SEED)
+
+    def kill(self, service: Service) -> None:
+        """Once; afterwards everything is as it was acknowledged."""
+        with Writer(service, self._writers) as writer:
+            wanted = self._moments.randint(3, 30)
+            until(lambda: writer.requests >= wanted, 60, 'the writer gets on')
+            time.sleep(self._moments.random() * 0.01)  # so that it hits any moment of a request
+            service.kill('indexer')
+            service.wait_until_ready_again('indexer')
+        self._writers += 1
+        self.stored = (self.stored | writer.stored) - writer.deleted
+        self.deleted |= writer.deleted
+        self.failed += len(writer.errors)
+        assert {error.retryable for error in writer.errors} <= {True}, writer.errors
+        self.assert_kept(service)
+
+    def assert_kept(self, service: Service) -> None:
+        """See `assert_kept`."""
+        assert_kept(service, self.stored, self.deleted)
+
+    def assert_worth_the_name(self, kills: int) -> None:
+        """There was much of everything."""
+        assert len(self.stored) > 10 * kills
+        assert len(self.deleted) > kills
+        assert self.failed > 0
 
 
 @pytest.fixture(scope='module')
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A service of which every test kills something."""
-    with Service(tmp_path_factory.mktemp('killed'), {'RUNTIME': 'fake'}) as running:
-        running.post('/index', Document(id='a', text='a'))
-        yield running
+def lives(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lives]:
+    with Lives(tmp_path_factory.mktemp('killed')) as shared:
+        yield shared
+
+
+@pytest.fixture
+def service(lives: Lives) -> Service:
+    """A service with one document, of which every test kills something."""
+    running = lives.service()
+    running.post('/clear')
+    running.post('/index', Document(id='a', text='a'))
+    return running
+
+
+def test_an_indexer_that_is_killed_while_it_writes_loses_nothing_and_revives_nothing(service: Service) -> None:
+    killed = Killed()
+    for _ in range(3):
+        killed.kill(service)
+    killed.assert_worth_the_name(3)
+
+
+@long
+def test_nothing_is_lost_or_revived_after_the_death_of_the_launcher_either(tmp_path: Path) -> None:
+    killed = Killed()
+    for _ in range(2):
+        own = Service(tmp_path, {'RUNTIME': 'fake'})
+        own.wait_for('clipflow: serving')
+        try:
+            killed.assert_kept(own)
+            for _ in range(KILLS):
+                killed.kill(own)
+        finally:
+            own.process.kill()
+            own.process.wait()
+            own.wait_until_gone(5)
+    killed.assert_worth_the_name(2 * KILLS)
 
 
 @pytest.mark.parametrize('stage', STAGES)
@@ -98,28 +135,29 @@ def test_the_model_is_loaded_again_within_the_retries_of_a_client(model_service:
         model_service.wait_until_ready_again('encoder')
 
 
-def test_a_launcher_that_is_killed_leaves_no_process_and_nothing_is_lost(tmp_path: Path) -> None:
-    service = Service(tmp_path, {'RUNTIME': 'fake'})
-    service.wait_for('clipflow: serving')
+def test_a_launcher_that_is_killed_leaves_no_process_and_nothing_is_lost(service: Service, lives: Lives) -> None:
     assert service.processes() >= {service.process.pid, *service.pids.values()}
     with Writer(service) as writer:
         until(lambda: writer.requests >= 30, 60, 'the writer gets on')
         service.process.kill()
         service.process.wait()
         service.wait_until_gone(5)
-    with Service(tmp_path, {'RUNTIME': 'fake'}) as again:
-        assert_kept(again, writer.stored, writer.deleted)
-        again.post('/index', Document(id='new', blob=png()))
-        assert again.matches(Document(blob=png()))[0].id == 'new'
+    again = lives.service()
+    assert again is not service
+    assert_kept(again, writer.stored, writer.deleted)
+    again.post('/index', Document(id='new', blob=png()))
+    assert again.matches(Document(blob=png()))[0].id == 'new'
 
 
-def test_a_stage_that_dies_again_and_again_stops_the_service_and_is_named(tmp_path: Path) -> None:
-    service = Service(tmp_path, {'RUNTIME': 'fake'})
-    service.wait_for('clipflow: serving')
-    for _ in range(KILLS):
+def test_a_stage_that_dies_again_and_again_stops_the_service_and_is_named(service: Service) -> None:
+    # Where another test has killed it within this minute, fewer times are enough.
+    before = service.log.count('clipflow: ranker died')
+    for _ in range(KILLS + 1):
         service.kill('ranker')
-        service.wait_until_ready_again('ranker')
-    service.kill('ranker')
+        if 'the stage ranker died' in service.wait_for('ranker died', 20):
+            break
+        service.wait_for('clipflow: ranker is ready')
     assert service.wait_until_ended(20) == 1
     assert service.lines[-1] == f'clipflow: unavailable: the stage ranker died {KILLS + 1} times within a minute\n'
+    assert KILLS - before <= service.log.count('clipflow: ranker died') - before <= KILLS
     service.wait_until_gone(5)

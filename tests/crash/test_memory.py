@@ -31,8 +31,8 @@ WORDS = ['a', 'the', 'red', 'old', 'small', 'cat', 'dog', 'river', 'snow', 'hous
 
 
 @pytest.fixture
-def service(tmp_path: Path) -> Iterator[Service]:
-    with Service(tmp_path, {'TEXT_CACHE': str(CACHED_TEXTS)}) as running:
+def service(tmp_path: Path, export_cache: Path) -> Iterator[Service]:
+    with Service(tmp_path, {'TEXT_CACHE': str(CACHED_TEXTS), 'CACHE': str(export_cache)}) as running:
         yield running
 
 

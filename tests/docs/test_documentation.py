@@ -115,12 +115,13 @@ def test_every_parameter_of_a_search_is_explained() -> None:
 
 def test_every_http_route_is_on_its_page() -> None:
     from clipflow.access import Access
+    from clipflow.metrics import Metrics
     from clipflow.web.app import create_app
 
     async def flow(endpoint: str, docs: Any, parameters: dict[str, Any]) -> Any:
         raise AssertionError('nothing is called here')
 
-    routes = create_app(flow, settings.GatewaySettings(), Access({})).openapi()['paths']
+    routes = create_app(flow, settings.GatewaySettings(), Access({}), Metrics()).openapi()['paths']
     named = [f'{method.upper()} {path}' for path, methods in routes.items() for method in methods]
     assert [name for name in named if f'`{name}' not in text_of('docs/http.md')] == []
     assert [path for path in routes if path not in text_of('README.md')] == []

@@ -11,6 +11,7 @@ from PIL import Image
 from clipflow import ROOT
 from clipflow.errors import InvalidParameter, ModelMismatch
 from clipflow.weights import load_spec
+from forms import long
 from service import Service, error_codes, error_of, picture, png, until
 
 
@@ -199,17 +200,26 @@ def test_a_picture_that_is_turned_by_exif_is_encoded_upright(fake: Service) -> N
     assert fake.one('/encode', Document(blob=out.getvalue())).embedding == pytest.approx(plain, abs=1e-5)
 
 
+def assert_towers_are_freed_and_come_back(service: Service) -> None:
+    def loaded() -> list[str]:
+        return list({doc.id: doc.tags for doc in service.post('/status')}['encoder']['loaded'])
+
+    first = service.one('/encode', Document(text='a cat')).embedding
+    until(lambda: loaded() == [], 30, 'both towers are freed')
+    assert np.array_equal(service.one('/encode', Document(text='a cat')).embedding, first)
+    assert 'image' not in loaded()
+    assert service.one('/encode', Document(blob=png('red'))).embedding is not None
+
+
+def test_towers_that_nobody_asks_are_freed_and_come_back(furnished: Service) -> None:
+    # What becomes of the memory of a tower of torch: tests/unit/sessions/test_torch.py.
+    assert_towers_are_freed_and_come_back(furnished)
+
+
+@long
 @pytest.mark.parametrize('runtime', ['torch', 'onnx', 'openvino'])
-def test_towers_that_nobody_asks_are_freed_and_come_back(tmp_path: Path, runtime: str) -> None:
+def test_towers_of_every_runtime_are_freed_and_come_back(tmp_path: Path, runtime: str) -> None:
     if runtime != 'torch':
         pytest.importorskip(runtime, reason=f'the extra {runtime!r} is not installed')
     with Service(tmp_path / 'workspace', {'RUNTIME': runtime, 'TOWER_TTL': '0.5', 'TEXT_CACHE': '0'}) as service:
-
-        def loaded() -> list[str]:
-            return list({doc.id: doc.tags for doc in service.post('/status')}['encoder']['loaded'])
-
-        first = service.one('/encode', Document(text='a cat')).embedding
-        until(lambda: loaded() == [], 30, 'both towers are freed')
-        assert np.array_equal(service.one('/encode', Document(text='a cat')).embedding, first)
-        assert 'image' not in loaded()
-        assert service.one('/encode', Document(blob=png('red'))).embedding is not None
+        assert_towers_are_freed_and_come_back(service)

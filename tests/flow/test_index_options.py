@@ -1,7 +1,5 @@
 """What a search may ask of the index, through the whole service; and the index on disk."""
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -104,25 +102,20 @@ def test_what_is_out_of_range_is_named(filled: Service, parameters: dict[str, An
         found(filled, **parameters)
 
 
-@pytest.fixture
-def own(tmp_path: Path) -> Iterator[Service]:
-    with Service(tmp_path, {'RUNTIME': 'fake', 'INDEXED_TAGS': 'n'}) as running:
-        yield running
-
-
-def test_a_snapshot_serves_the_next_start_of_the_indexer(own: Service) -> None:
+def test_a_snapshot_serves_the_next_start_of_the_indexer(furnished: Service) -> None:
     docs = [Document(id=f'{n}', text=f'text {n}', tags={'n': n}) for n in range(20)]
-    own.post('/index', docs)
-    told = own.post('/snapshot')[0].tags
-    assert (told['documents'], told['sequence']) == (20, 20)
-    own.post('/delete', None, {'ids': ['3']})
-    own.post('/index', Document(id='new', text='text new'))
-    own.kill('indexer')
-    own.wait_until_ready_again('indexer')
-    until(lambda: httpx.get(f'{own.http}/readyz', trust_env=False).status_code == 200, 10, 'readyz says yes')
-    status = next(doc.tags for doc in own.post('/status') if doc.tags['stage'] == 'indexer')
+    before = furnished.post('/snapshot')[0].tags['sequence']
+    furnished.post('/index', docs)
+    told = furnished.post('/snapshot')[0].tags
+    assert (told['documents'], told['sequence']) == (20, before + 20)
+    furnished.post('/delete', None, {'ids': ['3']})
+    furnished.post('/index', Document(id='new', text='text new'))
+    furnished.kill('indexer')
+    furnished.wait_until_ready_again('indexer')
+    until(lambda: httpx.get(f'{furnished.http}/readyz', trust_env=False).status_code == 200, 10, 'readyz says yes')
+    status = next(doc.tags for doc in furnished.post('/status') if doc.tags['stage'] == 'indexer')
     assert status['start'].startswith('20 documents from a snapshot, 2 later changes')
-    assert own.stored_ids() == {f'{n}' for n in range(20) if n != 3} | {'new'}
-    assert own.matches('text new', limit=1)[0].id == 'new'
-    assert '3' not in {match.id for match in own.matches('text 3', limit=30)}
-    assert [match.id for match in own.matches('text 5', filter={'n': 7})] == ['7']
+    assert furnished.stored_ids() == {f'{n}' for n in range(20) if n != 3} | {'new'}
+    assert furnished.matches('text new', limit=1)[0].id == 'new'
+    assert '3' not in {match.id for match in furnished.matches('text 3', limit=30)}
+    assert [match.id for match in furnished.matches('text 5', filter={'n': 7})] == ['7']

@@ -4,6 +4,7 @@ import asyncio
 import os
 import re
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +138,16 @@ def test_a_client_that_allows_no_time_gets_a_timeout(fake: Service) -> None:
         asyncio.run(ask())
 
 
-def test_a_full_queue_answers_overloaded_to_some_while_others_succeed(tmp_path: Path) -> None:
+@pytest.fixture(scope='module')
+def replicated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """Two replicas of the stateless stages, each with a queue of one."""
+    folder = tmp_path_factory.mktemp('replicated')
+    flow = flow_with(folder, {'preprocessor': {'replicas': 2}, 'encoder': {'replicas': 2}})
+    with Service(folder, {'RUNTIME': 'fake', 'QUEUE_LIMIT': '1'}, flow=flow) as running:
+        yield running
+
+
+def test_a_full_queue_answers_overloaded_to_some_while_others_succeed(replicated: Service) -> None:
     pictures = DocumentArray([Document(blob=png(size=(800, 800))) for _ in range(8)])
 
     async def ask(address: str) -> list[Any]:
@@ -149,30 +159,27 @@ def test_a_full_queue_answers_overloaded_to_some_while_others_succeed(tmp_path: 
         async with AsyncClient(address, retries=20) as client:
             return await asyncio.gather(*(client.post('/encode', pictures) for _ in range(6)))
 
-    with Service(tmp_path, {'RUNTIME': 'fake', 'QUEUE_LIMIT': '1'}) as service:
-        outcomes = asyncio.run(ask(service.grpc))
-        failed = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
-        assert {type(error) for error in failed} == {Overloaded}
-        assert {error.retryable for error in failed if isinstance(error, ClipflowError)} == {True}
-        assert 0 < len(failed) < len(outcomes)
-        assert all(len(reply.embeddings) == 8 for reply in outcomes if isinstance(reply, DocumentArray))
-        # Nothing is left behind, and a client that tries again gets through.
-        assert [doc.tags['waiting'] for doc in service.post('/status')] == [0, 0, 0, 0]
-        assert len(asyncio.run(ask_again(service.grpc))) == 6
+    outcomes = asyncio.run(ask(replicated.grpc))
+    failed = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+    assert {type(error) for error in failed} == {Overloaded}
+    assert {error.retryable for error in failed if isinstance(error, ClipflowError)} == {True}
+    assert 0 < len(failed) < len(outcomes)
+    assert all(len(reply.embeddings) == 8 for reply in outcomes if isinstance(reply, DocumentArray))
+    # Nothing is left behind, and a client that tries again gets through.
+    assert [doc.tags['waiting'] for doc in replicated.post('/status')] == [0, 0, 0, 0]
+    assert len(asyncio.run(ask_again(replicated.grpc))) == 6
 
 
-def test_two_replicas_of_the_stateless_stages_share_the_cores(tmp_path: Path) -> None:
-    flow = flow_with(tmp_path, {'preprocessor': {'replicas': 2}, 'encoder': {'replicas': 2}})
-    with Service(tmp_path, {'RUNTIME': 'fake'}, flow=flow) as service:
-        names = {'preprocessor/rep-0', 'preprocessor/rep-1', 'encoder/rep-0', 'encoder/rep-1'}
-        assert set(service.pids) == names | {'indexer', 'ranker', 'gateway'}
-        told = {doc.id: doc.tags for doc in service.post('/status')}
-        share = max(1, len(os.sched_getaffinity(0)) // 2)
-        assert (told['preprocessor']['threads'], told['encoder']['threads']) == (share, share)
-        for i in range(20):
-            service.post('/index', Document(id=f'd{i}', blob=png((i * 12, 0, 0))))
-        assert service.stored_ids() == {f'd{i}' for i in range(20)}
-        assert len(service.matches(Document(blob=png('red')), limit=20)) == 20
+def test_two_replicas_of_the_stateless_stages_share_the_cores(replicated: Service) -> None:
+    names = {'preprocessor/rep-0', 'preprocessor/rep-1', 'encoder/rep-0', 'encoder/rep-1'}
+    assert set(replicated.pids) == names | {'indexer', 'ranker', 'gateway'}
+    told = {doc.id: doc.tags for doc in replicated.post('/status')}
+    share = max(1, len(os.sched_getaffinity(0)) // 2)
+    assert (told['preprocessor']['threads'], told['encoder']['threads']) == (share, share)
+    for i in range(20):
+        replicated.post('/index', Document(id=f'd{i}', blob=png((i * 12, 0, 0))))
+    assert replicated.stored_ids() == {f'd{i}' for i in range(20)}
+    assert len(replicated.matches(Document(blob=png('red')), limit=20)) == 20
 
 
 @long

@@ -207,28 +207,23 @@ def test_a_client_that_hangs_up_in_the_middle_harms_nobody(fake: Service, stored
 class TestFileRoots:
     """With CLIPFLOW_FILE_ROOTS set, what lies below is read and nothing else."""
 
-    @pytest.fixture(scope='class')
-    def roots(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
-        """A root with pictures and ways out, a secret beside it, and another directory whose name begins alike."""
-        folder = tmp_path_factory.mktemp('roots')
-        for part in ('open', 'open-not', 'second'):
-            (folder / part).mkdir()
-        (folder / 'open' / 'sub dir').mkdir()
+    @pytest.fixture(scope='class', autouse=True)
+    def _filled(self, roots: Path) -> None:
+        """Pictures in the roots and ways out, a secret beside them, and another directory whose name begins alike."""
+        (roots / 'open-not').mkdir()
+        (roots / 'open' / 'sub dir').mkdir()
         for name in ('open/red.png', 'open/sub dir/ü 100%.png', 'open-not/near.png', 'secret.png', 'second/b.png'):
-            (folder / name).write_bytes(png('red'))
-        (folder / 'open' / 'out.png').symlink_to(folder / 'secret.png')
-        (folder / 'open' / 'away').symlink_to(folder)
-        (folder / 'open' / 'within.png').symlink_to(folder / 'open' / 'red.png')
-        (folder / 'open' / 'notes.png').write_text('a text')
-        os.mkfifo(folder / 'open' / 'pipe.png')
-        return folder
+            (roots / name).write_bytes(png('red'))
+        (roots / 'open' / 'out.png').symlink_to(roots / 'secret.png')
+        (roots / 'open' / 'away').symlink_to(roots)
+        (roots / 'open' / 'within.png').symlink_to(roots / 'open' / 'red.png')
+        (roots / 'open' / 'notes.png').write_text('a text')
+        os.mkfifo(roots / 'open' / 'pipe.png')
 
-    @pytest.fixture(scope='class')
-    def service(self, roots: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    @pytest.fixture
+    def service(self, furnished: Service) -> Service:
         """A service that may read two directories."""
-        allowed = f'{roots / "open"}:{roots / "second"}'
-        with Service(tmp_path_factory.mktemp('files'), {'RUNTIME': 'fake', 'FILE_ROOTS': allowed}) as running:
-            yield running
+        return furnished
 
     @pytest.mark.parametrize(
         'name', ['open/red.png', 'open/sub dir/ü 100%.png', 'second/b.png', 'open/within.png', 'open/../open/red.png']

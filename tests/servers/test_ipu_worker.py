@@ -1,16 +1,17 @@
 """The session `kserve` against the IPU worker, a real process with the double in the place of PopTorch."""
 
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from clipflow.errors import ModelMismatch
+from clipflow.errors import ModelMismatch, Timeout
 from clipflow.sessions.base import Options
 from clipflow.sessions.parity import compare
 from clipflow.sessions.registry import load
 from clipflow.weights import ModelSpec, load_spec
-from ipu.process import Worker
+from ipu.process import Gate, Worker
 from unit import checkpoints
 
 FLAGS = ('--batch=2', '--device-iterations=2', '--largest=12')
@@ -38,3 +39,16 @@ def test_a_worker_with_another_model_is_refused(spec: ModelSpec, tmp_path: Path)
         url = worker.said('listening on ').rpartition(' ')[2]
         with pytest.raises(ModelMismatch, match='another'):
             load('kserve', spec, Options('cpu', 'float32', 1, False, Path('nowhere'), url, 'clip'))
+
+
+def test_what_takes_longer_than_allowed_is_a_timeout(spec: ModelSpec, tmp_path: Path) -> None:
+    with Worker(spec.directory, tmp_path, *FLAGS, f'--fingerprint={spec.fingerprint}') as worker:
+        url = worker.said('listening on ').rpartition(' ')[2]
+        session = load('kserve', spec, Options('cpu', 'float32', 1, False, Path('nowhere'), url, 'clip', 1.0))
+        gate = Gate(tmp_path, 'call')
+        begun = time.monotonic()
+        with pytest.raises(Timeout, match='within 1 s'):
+            session.encode_images(np.zeros((1, spec.picture.height, spec.picture.width, 3), np.uint8))
+        assert time.monotonic() - begun < 2.5
+        gate.entered()
+        gate.open()

@@ -1,7 +1,8 @@
 """The session `kserve` against a real Triton server, on the repository that `clipflow export triton` writes.
 
 The server that can be installed has the python backend only: each model gets a twin with the same names, shapes and
-types.
+types. It needs an environment of its own; without it the repository is read here, and test_ipu_worker.py asks another
+server through the same session.
 """
 
 import os
@@ -32,7 +33,7 @@ from service import Service, free_port, png, until
 from unit import checkpoints
 
 pytest.importorskip('tritonclient', reason="the extra 'triton' is not installed")
-pytest.importorskip('onnx', reason='the package onnx, which exports models, is not installed')
+onnx = pytest.importorskip('onnx', reason='the package onnx, which exports models, is not installed')
 
 HERE = Path(__file__).parent
 FAMILIES = ('clip', 'chinese_clip')
@@ -128,6 +129,7 @@ def options(url: str, timeout: float = 30.0, precision: str = 'float32') -> Opti
     return Options('cpu', precision, 1, False, Path('nowhere'), url, 'clip', timeout)
 
 
+@long
 def test_the_vectors_are_those_of_torch(server: Triton, spec: ModelSpec) -> None:
     session, exact = load('kserve', spec, options(server.url)), load('torch', spec, options(''))
     found = compare(spec, session, exact)
@@ -143,6 +145,7 @@ def test_the_vectors_are_those_of_torch(server: Triton, spec: ModelSpec) -> None
     exact.close()
 
 
+@long
 def test_what_takes_longer_than_allowed_is_a_timeout(server: Triton, spec: ModelSpec) -> None:
     session = load('kserve', spec, options(server.url, timeout=1.0))
     red = np.zeros((1, spec.picture.height, spec.picture.width, 3), np.uint8) + np.array([255, 0, 0], np.uint8)
@@ -152,6 +155,7 @@ def test_what_takes_longer_than_allowed_is_a_timeout(server: Triton, spec: Model
     assert time.monotonic() - begun < 2.5
 
 
+@long
 def test_another_model_is_refused(server: Triton, spec: ModelSpec) -> None:
     other = load_spec(str(ROOT / 'models' / 'clip-mini'))
     with pytest.raises(ModelMismatch, match=other.fingerprint):
@@ -177,6 +181,20 @@ def test_a_server_that_is_away_is_unavailable_and_found_again(
         assert np.abs(session.encode_images(pixels) - before).max() < 1e-6
     finally:
         again.stop()
+
+
+def test_the_repository_holds_what_the_command_has_exported(checkpoint_clip: ModelSpec, tmp_path: Path) -> None:
+    repository = written(checkpoint_clip, tmp_path)
+    dimension = load('torch', checkpoint_clip, options('')).dimension
+    assert {path.name for path in repository.iterdir()} == {'clip_image', 'clip_text'}
+    for name, tensor in (('clip_image', 'pixels'), ('clip_text', 'ids')):
+        config = (repository / name / 'config.pbtxt').read_text()
+        assert checkpoint_clip.fingerprint in config
+        model = onnx.load(str(next((repository / name).glob('*/model.onnx'))))
+        assert [one.name for one in model.graph.input] == [tensor]
+        (output,) = model.graph.output
+        assert f'dims: [ {dimension} ]' in config
+        assert all(f'name: "{one}"' in config for one in (tensor, output.name))
 
 
 @pytest.fixture(scope='module')

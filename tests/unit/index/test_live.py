@@ -12,6 +12,7 @@ import pytest
 from clipflow.errors import DimensionMismatch
 from clipflow.filters import compile_filter
 from clipflow.index.approximate import Approximate
+from clipflow.index.choice import Wanted
 from clipflow.index.layered import LayeredIndex
 from clipflow.index.live import LiveIndex, Query
 from clipflow.store.reading import Record
@@ -193,3 +194,32 @@ def test_documents_that_vanish_between_the_filter_and_their_vectors_are_no_fault
     index.fill(np.array([1, 2], dtype=np.int64), AXES[:2])
     found = index.search(AXES[:2], 5, np.array([1, 2], dtype=np.int64))
     assert [(len(keys), len(scores)) for keys, scores in found] == [(0, 0), (0, 0)]
+
+
+def test_a_collection_that_is_emptied_while_its_index_is_built_is_no_fault(
+    live: LiveIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live.upsert([record(f'r{n}', AXES[n % len(AXES)]) for n in range(1500)])
+    live.keeper._wanted = Wanted('SQ8')
+
+    def emptied(*_: object) -> LayeredIndex:
+        live.clear()
+        raise RuntimeError('nothing to learn from')
+
+    monkeypatch.setattr('clipflow.index.keeper.build', emptied)
+    live.keeper._renew()
+    assert live.status()['warnings'] == []
+    live.upsert([record('again', AXES[0])])
+    assert [hit.record.id for hit in live.search(AXES[:1], Query(5))[0]] == ['again']
+
+
+def test_a_fault_of_a_build_is_raised_to_the_keeper(live: LiveIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    live.upsert([record(f'r{n}', AXES[n % len(AXES)]) for n in range(1500)])
+    live.keeper._wanted = Wanted('SQ8')
+
+    def broken(*_: object) -> LayeredIndex:
+        raise RuntimeError('broken')
+
+    monkeypatch.setattr('clipflow.index.keeper.build', broken)
+    with pytest.raises(RuntimeError, match='broken'):
+        live.keeper._renew()

@@ -5,6 +5,7 @@ import shutil
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from clipflow.sessions.base import Options, OutOfMemory, Tower
 from clipflow.sessions.torch import TorchSession
 from clipflow.tokens import Tokenizer
 from clipflow.weights import ModelSpec, load_spec
+from forms import long
 
 from .. import checkpoints
 
@@ -148,10 +150,16 @@ def test_an_activation_of_the_catalogue_wins_over_the_checkpoint_s(checkpoint: C
     assert np.abs(plain - other).max() > 1e-3
 
 
-@pytest.mark.skipif(shutil.which('g++') is None, reason='torch.compile needs a C++ compiler')
+NO_COMPILER = pytest.mark.skipif(shutil.which('g++') is None, reason='torch.compile needs a C++ compiler')
+
+
+# What is slow is the C++ compiler; which sizes share one graph is decided before it is asked.
+@pytest.mark.parametrize('backend', ['eager', pytest.param('inductor', marks=[long, NO_COMPILER])])
 def test_compiled_towers_give_the_same_vectors_for_sizes_that_were_not_compiled_for(
-    checkpoint: Callable[[str], Path],
+    checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, backend: str
 ) -> None:
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, 'compile', partial(torch.compile, backend=backend))
     spec = load_spec(str(checkpoint('clip')))
     plain, compiled = load(spec), sessions_torch.load(spec, replace(OPTIONS, compiled=True))
     pixels = np.stack([prepare(picture(n, 50, 50), spec.picture) for n in range(7)])
