@@ -24,6 +24,7 @@ from clipflow import __version__, access, errors, logs, tracing, wire
 from clipflow.access import Access
 from clipflow.border.gate import Gate
 from clipflow.border.route import Route
+from clipflow.border.together import Together
 from clipflow.errors import (
     ClipflowError,
     Internal,
@@ -89,6 +90,7 @@ class Door:
         self.executor = handler.executor
         self.inside = 0
         self.gate = Gate()
+        self._together = Together(route.send)
         self.metrics = Metrics()
         self.metrics.in_flight.set_function(lambda: self.inside)
         self.streamer._streamer._request_handler = self._admit
@@ -195,7 +197,8 @@ class Door:
     async def _answer(self, request: DataRequest) -> DataRequest:
         """Answer, and count what became of it."""
         begun = time.perf_counter()
-        reply = await self._reply(request, len(request.buffer or b''))
+        # A request that has been looked into has no bytes of its own any more.
+        reply = await self._reply(request, len(request.buffer) if request.buffer else request.proto.ByteSize())
         seconds = time.perf_counter() - begun
         endpoint = request.header.exec_endpoint
         endpoint = endpoint if endpoint in wire.ENDPOINTS else 'unknown'
@@ -235,7 +238,7 @@ class Door:
             if trace:
                 request.proto_wo_data.parameters[wire.TRACE] = trace
             if header.exec_endpoint not in self.gate.writes:
-                return await self._route.send(request, deadline)
+                return await self._together.send(request, deadline)
             async with self.gate.passed(deadline):
                 return await self._route.send(request, deadline)
 

@@ -145,7 +145,7 @@ def _facetted(request: DataRequestProto, replies: Replies, away: dict[int, Clipf
     limit = int(request.parameters['limit']) if 'limit' in request.parameters else wire.FacetParameters().limit
     summed = facets.merged([facets.from_json(facet) for found in tags for facet in found['facets']])
     first = next(iter(replies.values())).data.docs.docs[0].tags
-    first['facets'] = [facet.json(limit) for facet in summed]
+    first['facets'] = [facet.json(limit) for facet in summed if facet.is_useful]
     first['sampled'] = any(found['sampled'] for found in tags)
 
 

@@ -5,10 +5,10 @@ import sys
 from collections.abc import Sequence
 
 from clipflow import __version__
-from clipflow.cli import collection, doctor, export, index, manage, reindex, search, serve
+from clipflow.cli import classify, collection, doctor, export, index, manage, reindex, search, serve
 from clipflow.errors import ClipflowError
 
-_COMMANDS = (serve, index, search, manage, collection, reindex, export, doctor)
+_COMMANDS = (serve, index, search, classify, manage, collection, reindex, export, doctor)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -23,14 +23,25 @@ def add_address(command: argparse.ArgumentParser) -> None:
 @contextlib.contextmanager
 def opened(given: argparse.Namespace) -> Iterator['Client']:
     """A client of the service."""
+    prepare()
+    from clipflow_client import Client
+
+    with Client(given.host, api_key=api_key()) as client:
+        yield client
+
+
+def api_key() -> str:
+    """The key of the environment."""
+    from clipflow.settings import CommandSettings
+
+    return CommandSettings.load().api_key
+
+
+def prepare() -> None:
+    """Keep Jina quiet; to be called before it is imported."""
     warnings.filterwarnings('ignore', message='pkg_resources is deprecated')
     os.environ.setdefault('JINA_OPTOUT_TELEMETRY', '1')
     os.environ.setdefault('NO_VERSION_CHECK', '1')
-    from clipflow.settings import CommandSettings
-    from clipflow_client import Client
-
-    with Client(given.host, api_key=CommandSettings.load().api_key) as client:
-        yield client
 
 
 def warn(sentence: str) -> None:

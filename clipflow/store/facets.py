@@ -13,6 +13,8 @@ Value = str | int | float | bool
 _COUNTED = 20_000
 """Of more documents a sample of about this size is counted; the counts are then multiplied."""
 _FEW = 20
+MOST_VALUES = 2000
+"""Of a tag that a shard tells; a tag with more is hardly one to filter by."""
 
 
 @dataclass

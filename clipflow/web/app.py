@@ -1,7 +1,6 @@
 """The FastAPI application: one router a resource, our errors, our limits. It reaches the Flow through one function."""
 
 from fastapi import FastAPI
-from fastapi.responses import RedirectResponse
 from fastapi_offline import FastAPIOffline
 from starlette.middleware.cors import CORSMiddleware
 
@@ -19,6 +18,7 @@ from clipflow.web import (
     limits,
     model,
     openai,
+    page,
     problems,
     search,
 )
@@ -51,6 +51,7 @@ def create_app(flow: FlowCall, settings: GatewaySettings, access: Access, metric
     app.include_router(collection.router(flow, settings))
     app.include_router(model.router(flow))
     app.include_router(jina_http.router(flow))
+    app.include_router(page.router())
     app.include_router(clip_retrieval.router(flow))
     app.include_router(openai.router(flow))
     bodies.describe_all(app, [SearchRequest, NewDocuments])
@@ -67,9 +68,5 @@ def create_app(flow: FlowCall, settings: GatewaySettings, access: Access, metric
             allow_headers=['*'],
             expose_headers=['Retry-After', 'X-Request-ID'],
         )
-
-    @app.get('/', include_in_schema=False)
-    async def home() -> RedirectResponse:
-        return RedirectResponse('docs')
 
     return app

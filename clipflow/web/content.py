@@ -16,10 +16,15 @@ Vector = Annotated[list[float], Field(min_length=1, max_length=65536)]
 _KINDS = ('text', 'image', 'uri', 'id', 'embedding')
 
 
+def _exactly_one(*names: str) -> ConfigDict:
+    """So that the description says what is checked."""
+    return ConfigDict(extra='forbid', json_schema_extra={'oneOf': [{'required': [name]} for name in names]})
+
+
 class Content(BaseModel):
     """Exactly one of its fields."""
 
-    model_config = ConfigDict(extra='forbid')
+    model_config = _exactly_one(*_KINDS)
     text: str | None = None
     image: str | None = Field(None, description='base64, or a data: URI')
     uri: str | None = Field(None, description='of a picture; fetched only where the service allows it')
@@ -50,6 +55,7 @@ class Part(Content):
 class Query(Content):
     """One content, or a composed `query`."""
 
+    model_config = _exactly_one(*_KINDS, 'query')
     query: list[Part] | None = Field(None, min_length=1, max_length=32)
 
     def check_kinds(self) -> None:

@@ -1,7 +1,6 @@
 """Before the application: whose request it is, what they may do, and whether they have asked too often."""
 
 import json
-from http.cookies import CookieError, SimpleCookie
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -12,8 +11,6 @@ from clipflow.web.problems import MEDIA_TYPE, problem, retry_header
 
 _OPEN = ('/healthz', '/readyz', '/openapi.json', '/favicon.ico', '/')
 _OPEN_BELOW = ('/docs', '/page/', '/fastapi-offline')
-COOKIE = 'clipflow_key'
-"""Pictures on the page are asked for by the browser itself, which sends no header but this."""
 
 
 class Guard:
@@ -51,14 +48,8 @@ def _is_open(scope: Scope) -> bool:
 
 
 def _key(scope: Scope) -> str | None:
-    headers = dict(scope['headers'])
-    if b'authorization' in headers:
-        return str(headers[b'authorization'].decode('latin-1'))
-    try:
-        cookie = SimpleCookie(headers.get(b'cookie', b'').decode('latin-1')).get(COOKIE)
-    except CookieError:
-        return None
-    return cookie.value if cookie is not None else None
+    given = dict(scope['headers']).get(b'authorization')
+    return None if given is None else str(given.decode('latin-1'))
 
 
 async def _refuse(send: Send, error: ClipflowError) -> None:

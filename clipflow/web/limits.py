@@ -27,7 +27,8 @@ class BodyLimit:
         if scope['type'] != 'http':
             return await self._app(scope, receive, send)
         headers = dict(scope['headers'])
-        if headers.get(b'content-type', b'').startswith(LINES.encode()):
+        lines = headers.get(b'content-type', b'').startswith(LINES.encode())
+        if lines and scope['path'].endswith('/v1/documents'):
             return await self._app(scope, receive, send)  # read line by line; each has the limit
         declared = headers.get(b'content-length', b'0')
         if int(declared) > self._limit if declared.isdigit() else False:

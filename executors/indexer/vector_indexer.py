@@ -20,7 +20,7 @@ from clipflow.records import document_of, record_of
 from clipflow.settings import IndexerSettings
 from clipflow.sharding import shard_of
 from clipflow.store import generations
-from clipflow.store.facets import count_values
+from clipflow.store.facets import MOST_VALUES, count_values
 from clipflow.store.feedback import Feedback, FeedbackLog
 from clipflow.store.reading import Record
 from clipflow.store.sqlite import Store, other_precision
@@ -162,7 +162,10 @@ class VectorIndexer(Room):
         """`/facets`: counts of the values of tags."""
         matching = None if parameters.filter is None else self._compiled(parameters.filter)
         found, sampled = await self.work.run(parameters, count_values, self._index.store, matching)
-        cut = [facet.json(parameters.limit) for facet in found if facet.is_useful]
+        if self.settings.shards == 1:
+            cut = [facet.json(parameters.limit) for facet in found if facet.is_useful]
+        else:  # which values are frequent shows only in the sums
+            cut = [facet.json(MOST_VALUES) for facet in found]
         return wire.result_document(self.stage, {'facets': cut, 'sampled': sampled})
 
     @endpoint('/feedback', parse=FeedbackParameters)

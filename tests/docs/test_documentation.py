@@ -109,7 +109,7 @@ def test_every_endpoint_is_in_the_readme_and_the_design(endpoint: str) -> None:
 
 
 def test_every_parameter_of_a_search_is_explained() -> None:
-    known = wire.SearchParameters.model_fields.keys() - {'deadline', 'request_id', 'model'}
+    known = wire.SearchParameters.model_fields.keys() - {'deadline', 'request_id', 'model', 'trace'}
     assert {name for name in known if f'`{name}`' not in text_of('docs/design.md')} == set()
 
 
@@ -167,6 +167,7 @@ def requirements(file: str) -> list[tuple[str, str]]:
         'executors/encoder/runtimes/tensorrt.txt',
         'executors/encoder/runtimes/triton.txt',
         'clipflow/bulk/requirements.txt',
+        'clipflow/cli/plot.txt',
     ],
 )
 def test_every_requirement_has_its_reason(file: str) -> None:

@@ -63,7 +63,6 @@ def test_http_asks_for_a_key_of_the_right_scope(web: httpx.Client) -> None:
     assert store(web, bearer(WRITE)).json()['stored'] == 1
     assert search(web, bearer(READ)).status_code == 200
     assert search(web, {'Authorization': READ}).status_code == 200  # as clip_client sends it
-    assert search(web, {'Cookie': f'clipflow_key={READ}'}).status_code == 200
     body = {'exec_endpoint': '/clear', 'data': []}
     assert web.post('/post', json=body, headers=bearer(READ)).status_code == 403
 

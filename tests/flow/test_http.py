@@ -374,8 +374,10 @@ def test_the_documentation_page_is_served_locally_and_names_no_foreign_host(http
     assert not re.findall(r'(?:https?:)?//(?!127\.0\.0\.1)[\w.-]+\.\w+', page.text)
 
 
-def test_the_root_leads_to_the_documentation(http: httpx.Client) -> None:
-    assert http.get('/', follow_redirects=True).url.path == '/docs'
+def test_the_root_is_the_page(http: httpx.Client) -> None:
+    reply = http.get('/')
+    assert (reply.status_code, reply.headers['content-type']) == (200, 'text/html; charset=utf-8')
+    assert "default-src 'self'" in reply.headers['content-security-policy']
 
 
 def test_openapi_lists_every_route(http: httpx.Client) -> None:

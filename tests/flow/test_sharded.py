@@ -107,6 +107,29 @@ def test_documents_are_changed_read_and_deleted_wherever_they_are(filled: Servic
     assert found(filled) == []
 
 
+def test_values_are_counted_over_all_shards_and_numbers_are_good_for_all(filled: Service) -> None:
+    told = filled.post('/facets', None, {'limit': 3})[0].tags
+    groups = next(facet for facet in told['facets'] if facet['tag'] == 'group')['values']
+    assert [(item['value'], item['count']) for item in groups] == [('g0', 9), ('g1', 9), ('g2', 9)]
+    some = filled.post('/facets', None, {'filter': {'n': {'$lt': 7}}})[0].tags['facets']
+    assert next(facet for facet in some if facet['tag'] == 'group')['values'] == [
+        {'value': f'g{n}', 'count': 1} for n in range(7)
+    ]
+    keys = {doc.id: doc.tags[wire.KEY] for doc in filled.post('/get', None, {'limit': COUNT, 'include': ['key']})}
+    assert len(set(keys.values())) == COUNT
+    asked = [keys[f'd{n}'] for n in range(5)]
+    reply = filled.post('/get', None, {'keys': [*asked, 10**9], 'include': ['key', 'tags']})
+    assert {(doc.id, doc.tags[wire.KEY]) for doc in reply} == {(f'd{n}', keys[f'd{n}']) for n in range(5)}
+    for match in filled.one('/search', QUERY, {'limit': 5, 'include': ['key']}).matches:
+        assert match.tags[wire.KEY] == keys[match.id]
+
+
+def test_feedback_is_kept_by_one_shard(filled: Service) -> None:
+    told = filled.post('/feedback', Document(text='x'), {'shown': ['d1', 'd2'], 'clicked': ['d2']})
+    assert told[0].tags['stored'] == 1
+    assert len(list((filled.workspace / 'feedback').glob('*.db'))) == 1
+
+
 def test_a_bad_document_and_a_bad_request_fail_as_with_one_index(filled: Service) -> None:
     docs = [Document(id=f'x{n}', text='a') for n in range(6)] + [Document(id='bad')]
     codes = error_codes(filled.post('/index', docs))
