@@ -96,7 +96,7 @@ class Reindexing:
                 good.append(replace(record, vector=doc.embedding))
             elif len(self.tally.reasons) < _REASONS:
                 self.tally.reasons[record.id] = error.message
-        target.upsert(good, self._encoder.precision)
+        target.upsert(good, self._encoder.precision, keep_keys=True)
         target.delete({record.id for record in records} - {record.id for record in good})
         self.tally.embedded += len(good)
         self.tally.from_thumbnails += sum(not wire.failed(doc) for doc in thumbnails)

@@ -116,13 +116,16 @@ class Store(Documents):
         with self._transaction() as db:
             db.execute("INSERT OR REPLACE INTO meta VALUES ('taken', ?)", (str(sequence),))
 
-    def upsert(self, records: Sequence[Record], precision: str = 'float', *, mixed: bool = False) -> NDArray[np.int64]:
+    def upsert(
+        self, records: Sequence[Record], precision: str = 'float', *, mixed: bool = False, keep_keys: bool = False
+    ) -> NDArray[np.int64]:
         """Store all records in one transaction; returns their keys, [N]. Durable on return.
 
         Args:
             records: with their vectors.
             precision: the vectors were made with: float or int8.
             mixed: whether vectors of both may be in the store.
+            keep_keys: whether a new document gets the key of its record, that of the store it comes from.
 
         Raises:
             DimensionMismatch: the store holds vectors of another length.
@@ -139,10 +142,10 @@ class Store(Documents):
             sequence = self._sequence(db, len(records))
             for record, blob in zip(records, blobs, strict=True):
                 row = db.execute(
-                    'INSERT INTO documents (id, sequence, text, uri, tags, vector) VALUES (?, ?, ?, ?, ?, ?)'
+                    'INSERT INTO documents (key, id, sequence, text, uri, tags, vector) VALUES (?, ?, ?, ?, ?, ?, ?)'
                     ' ON CONFLICT (id) DO UPDATE SET sequence = excluded.sequence, text = excluded.text,'
                     ' uri = excluded.uri, tags = excluded.tags, vector = excluded.vector RETURNING key',
-                    (record.id, next(sequence), record.text, record.uri, record.tags, blob),
+                    (record.key if keep_keys else None, *_row(record, next(sequence)), blob),
                 ).fetchone()
                 keys.append(int(row[0]))
                 # A new document has no thumbnail yet; its key is the highest.
@@ -212,6 +215,10 @@ class Store(Documents):
             if self._lock_file is not None:
                 os.close(self._lock_file)
                 self._lock_file = None
+
+
+def _row(record: Record, sequence: int) -> tuple[str, int, str, str, str]:
+    return record.id, sequence, record.text, record.uri, record.tags
 
 
 def _quoted(name: str) -> str:

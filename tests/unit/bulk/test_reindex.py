@@ -118,6 +118,12 @@ def test_what_is_written_and_deleted_meanwhile_is_followed(
     assert ids(new) == ids(old)
     (found,) = [store.by_ids(['d3'])['d3'] for store in new if 'd3' in store.ids()]
     assert (found.text, found.tags) == ('another text', '{"new": 1}')
+    # The numbers by which some clients know documents stay.
+    for before, after in zip(old, new, strict=True):
+        names = sorted(before.ids())
+        assert {name: r.key for name, r in before.by_ids(names).items()} == {
+            name: r.key for name, r in after.by_ids(names).items()
+        }
 
 
 def test_an_interrupted_run_goes_on_where_it_stopped(
