@@ -5,16 +5,19 @@ the connection ends, however it ends.
 """
 
 import asyncio
+import contextlib
 import json
 import os
 import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from clipflow.border.gate import Gate
-from clipflow.border.route import Route
 from clipflow.errors import ClipflowError, Unavailable, from_description
+
+if TYPE_CHECKING:  # the launcher sets how Jina behaves before it is imported
+    from clipflow.border.route import Route
 
 GATEWAY_SOCKET = '_CLIPFLOW_GATEWAY_SOCKET'
 """The launcher's word to the gateway, in its environment."""
@@ -58,6 +61,9 @@ class Caller:
 
     def close(self) -> None:
         """End the connection, which releases what is held."""
+        # Stages that were started meanwhile are forks, and hold the socket too: closing it here would end nothing.
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
         self._file.close()
         self._socket.close()
 
@@ -81,7 +87,7 @@ def reply_to(error: ClipflowError | None) -> str:
     return json.dumps({'error': repr(error) if error is not None else ''}) + '\n'
 
 
-async def listen_to_launcher(gate: Gate, route: Route, probe: Callable[[], Awaitable[None]]) -> asyncio.Server | None:
+async def listen_to_launcher(gate: Gate, route: 'Route', probe: Callable[[], Awaitable[None]]) -> asyncio.Server | None:
     """The gateway's end; None where no launcher started it.
 
     Args:

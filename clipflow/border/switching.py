@@ -71,26 +71,27 @@ class Switching:
     def _hear(self, listener: socket.socket) -> None:
         while True:
             connection, _ = listener.accept()
-            with connection, connection.makefile('rw', encoding='utf-8') as file, contextlib.suppress(OSError):
-                gateway: Caller | None = None
+            with (
+                connection,
+                connection.makefile('rw', encoding='utf-8') as file,
+                contextlib.suppress(OSError),
+                contextlib.ExitStack() as held,
+            ):
                 for line in file:
-                    error: ClipflowError | None = None
-                    try:
-                        asked = json.loads(line)
-                        if gateway is None:
-                            gateway = Caller(self._folder / 'gateway')
-                        if asked['do'] == 'switch':
-                            answer: queue.Queue[ClipflowError | None] = queue.Queue()
-                            self._asked.put((asked['model'], Path(asked['folder']), answer))
-                            error = answer.get()
-                        else:
-                            gateway.ask(asked['do'])
-                    except ClipflowError as failure:
-                        error = failure
-                    file.write(reply_to(error))
+                    file.write(reply_to(self._answered(json.loads(line), held)))
                     file.flush()
-                if gateway is not None:
-                    gateway.close()
+
+    def _answered(self, asked: dict[str, str], held: contextlib.ExitStack) -> ClipflowError | None:
+        """Do what is asked; what is held is held until `held` is left."""
+        try:
+            if asked['do'] == 'hold':
+                held.enter_context(Caller(self._folder / 'gateway')).ask('hold')
+                return None
+            answer: queue.Queue[ClipflowError | None] = queue.Queue()
+            self._asked.put((asked['model'], Path(asked['folder']), answer))
+            return answer.get()
+        except ClipflowError as error:
+            return error
 
     def replaces(self, stage: Stage) -> bool:
         """Whether a stage is about to be replaced, so that it is not started again."""

@@ -40,6 +40,8 @@ def loaded_by(code: str) -> set[str]:
         ('clipflow.pictures, clipflow.sources', {'torch', 'transformers', 'faiss', 'fastapi', 'jina', 'docarray'}),
         ('clipflow.sessions.registry, clipflow.batching', {'torch', 'transformers', 'faiss', 'fastapi', 'jina'}),
         ('clipflow.wire, clipflow.rank.scores', {'torch', 'transformers', 'faiss', 'fastapi', 'jina'}),
+        # The launcher sets how Jina starts processes, and that it sends no telemetry, before Jina is imported.
+        ('clipflow.border.launcher', set(HEAVY)),
     ],
 )
 def test_a_part_loads_only_what_it_needs(name: str, unwanted: set[str]) -> None:

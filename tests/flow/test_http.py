@@ -270,7 +270,7 @@ def test_a_single_bad_document_is_answered_with_the_status_of_its_error(http: ht
         ({'query': [{'text': 'a', 'id': 'b'}]}, 400, 'invalid-parameter', 'exactly one'),
         ({'query': [{'text': 'a', 'weight': 0}]}, 400, 'invalid-parameter', 'weight'),
         ({'query': [{'text': 'a'}, {'text': 'a', 'weight': -1}]}, 400, 'invalid-document', 'cancel'),
-        ({'text': '\ud800'}, 400, 'invalid-parameter', 'surrogate'),
+        ({'text': '\ud800'}, 400, 'invalid-parameter', 'JSON'),
         ([1], 400, 'invalid-parameter', ''),
     ],
 )

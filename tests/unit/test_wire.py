@@ -17,6 +17,7 @@ from clipflow.wire import (
     ClassifyParameters,
     DeleteParameters,
     EncodeParameters,
+    FeedbackParameters,
     GetParameters,
     Parameters,
     SearchParameters,
@@ -110,7 +111,11 @@ def test_names_that_published_clients_send_are_accepted_everywhere(endpoint: str
         wire.REQUEST_ID: 'x',
     }
     kind = ENDPOINTS[endpoint]
-    parsed = kind.parse(given | {'labels': ['a', 'b']} if kind is ClassifyParameters else given)
+    needed: dict[type[Parameters], dict[str, Any]] = {
+        ClassifyParameters: {'labels': ['a', 'b']},
+        FeedbackParameters: {'shown': ['a'], 'clicked': ['a']},
+    }
+    parsed = kind.parse(given | needed.get(kind, {}))
     assert parsed.request_id == 'x'
 
 
