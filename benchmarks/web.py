@@ -75,6 +75,9 @@ def fill(service: LocalService, rows: Any) -> None:
         for outcome in client.index_iter(items):
             if outcome.error is not None:
                 raise outcome.error
+        # The kind for so many is built in the background.
+        while 'task' in client.status()['indexer']:
+            time.sleep(1)
 
 
 def captions(count: int, seed: int) -> list[str]:
@@ -127,21 +130,25 @@ def memory(service: LocalService) -> None:
     print(f'gateway after 1,000, 6,000, 11,000, 16,000 and 21,000 requests: {shown} MB')
 
 
-def peer(given: argparse.Namespace) -> None:
+def peer(given: argparse.Namespace, kind: dict[str, str]) -> None:
     """clip-retrieval's own benchmark against it and against us, in turns."""
     rows = np.random.default_rng(0).standard_normal((given.size, 512), dtype=np.float32)
     with tempfile.TemporaryDirectory() as folder, ExitStack() as running:
-        service = running.enter_context(LocalService(Path(folder), {'MODEL': str(given.model)}))
+        service = running.enter_context(
+            LocalService(Path(folder), {'MODEL': str(given.model), 'TEXT_CACHE': '0', **kind})
+        )
         fill(service, rows)
         port = free_port()
         command = [given.peer_python, given.peer / 'serve.py', '--port', str(port), '--size', str(given.size)]
-        back = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        log = Path(folder) / 'back.log'
+        with log.open('w') as file:
+            back = subprocess.Popen(list(map(str, command)), stdout=file, stderr=file)
         running.callback(back.wait)
         running.callback(back.terminate)
-        assert back.stderr is not None
-        for line in back.stderr:
-            if 'Running on' in line:
-                break
+        while 'Running on' not in log.read_text():
+            if back.poll() is not None:
+                raise RuntimeError(log.read_text()[-2000:])
+            time.sleep(0.5)
         places = {'clip-retrieval': f'http://127.0.0.1:{port}', 'clipflow': service.http}
         found: dict[str, list[dict[str, Any]]] = {name: [] for name in places}
         for _ in range(given.rounds):
@@ -171,16 +178,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--only', default='crowd,one,memory')
     parser.add_argument('--rounds', type=int, default=5)
+    parser.add_argument('--kind', default='auto', help='of index')
     parser.add_argument('--size', type=int, default=100_000)
     parser.add_argument('--peer-python', type=Path)
     parser.add_argument('--peer', type=Path)
     parser.add_argument('--model', type=Path)
     given = parser.parse_args()
-    parts = given.only.split(',')
+    parts, kind = given.only.split(','), {'INDEX_KIND': given.kind}
     if 'peer' in parts:
-        peer(given)
+        peer(given, kind)
     if {'crowd', 'one', 'memory'} & set(parts):
-        with tempfile.TemporaryDirectory() as folder, LocalService(Path(folder)) as service:
+        with tempfile.TemporaryDirectory() as folder, LocalService(Path(folder), kind) as service:
             fill(service, vectors.made(given.size, vectors.real()[0]))
             if 'crowd' in parts:
                 many(service, given.rounds)
