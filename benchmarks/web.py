@@ -24,6 +24,7 @@ import numpy as np
 import vectors
 from docarray import Document
 
+from clipflow.index.choice import MOST_FLAT
 from clipflow_client import Client
 from setups import LocalService, free_port, quantiles, spread
 
@@ -68,15 +69,16 @@ def crowd(port: int, queries: list[str], clients: int = CLIENTS) -> dict[str, fl
     return found
 
 
-def fill(service: LocalService, rows: Any) -> None:
-    """Store ready vectors."""
+def fill(service: LocalService, rows: Any, kind: str) -> None:
+    """Store ready vectors, and wait for the index of this kind."""
     with Client(service.grpc) as client:
         items = (Document(id=f'v{n}', embedding=row) for n, row in enumerate(rows))
         for outcome in client.index_iter(items):
             if outcome.error is not None:
                 raise outcome.error
         # The kind for so many is built in the background.
-        while 'task' in client.status()['indexer']:
+        grows = kind == 'auto' and len(rows) > MOST_FLAT
+        while 'task' in (told := client.status()['indexer']) or (grows and told['kind'] == 'flat'):
             time.sleep(1)
 
 
@@ -137,7 +139,7 @@ def peer(given: argparse.Namespace, kind: dict[str, str]) -> None:
         service = running.enter_context(
             LocalService(Path(folder), {'MODEL': str(given.model), 'TEXT_CACHE': '0', **kind})
         )
-        fill(service, rows)
+        fill(service, rows, given.kind)
         port = free_port()
         command = [given.peer_python, given.peer / 'serve.py', '--port', str(port), '--size', str(given.size)]
         log = Path(folder) / 'back.log'
@@ -189,7 +191,7 @@ def main() -> None:
         peer(given, kind)
     if {'crowd', 'one', 'memory'} & set(parts):
         with tempfile.TemporaryDirectory() as folder, LocalService(Path(folder), kind) as service:
-            fill(service, vectors.made(given.size, vectors.real()[0]))
+            fill(service, vectors.made(given.size, vectors.real()[0]), given.kind)
             if 'crowd' in parts:
                 many(service, given.rounds)
             if 'one' in parts:
