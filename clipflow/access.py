@@ -13,9 +13,9 @@ from contextvars import ContextVar
 from enum import IntEnum
 from pathlib import Path
 
+from clipflow import wire
 from clipflow.errors import Forbidden, InvalidParameter, Overloaded, Unauthorized
 
-WRITES = frozenset({'/index', '/update', '/delete', '/clear', '/snapshot'})
 _REMEMBERED = 10_000
 _SHORTEST_KEY = 8
 
@@ -77,7 +77,7 @@ class Access:
 
 def check(scope: Scope, endpoint: str) -> None:
     """Raises Forbidden if a key of this scope may not ask for an endpoint of the Flow."""
-    if endpoint in WRITES and scope < Scope.WRITE:
+    if endpoint in wire.WRITES and scope < Scope.WRITE:
         raise Forbidden('this API key is for reading; what changes documents needs one for writing')
 
 

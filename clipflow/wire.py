@@ -230,6 +230,8 @@ ENDPOINTS: dict[str, type[Parameters]] = {
     '/clear': Parameters,
     '/snapshot': Parameters,
 }
+WRITES = frozenset({'/index', '/update', '/delete', '/clear', '/snapshot'})
+"""What changes what is stored."""
 
 
 def parse_endpoint(endpoint: str) -> tuple[str, str | None]:

@@ -237,7 +237,7 @@ class Door:
         with tracing.span(header.exec_endpoint, caller, request_id=header.request_id) as trace:
             if trace:
                 request.proto_wo_data.parameters[wire.TRACE] = trace
-            if header.exec_endpoint not in self.gate.writes:
+            if header.exec_endpoint not in wire.WRITES:
                 return await self._together.send(request, deadline)
             async with self.gate.passed(deadline):
                 return await self._route.send(request, deadline)

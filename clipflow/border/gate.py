@@ -11,8 +11,6 @@ from clipflow.errors import Timeout
 class Gate:
     """Open, or held: then writes wait for as long as their deadlines allow. Searches do not pass here."""
 
-    writes = frozenset({'/index', '/update', '/delete', '/clear'})
-
     def __init__(self) -> None:
         self._open = asyncio.Event()
         self._open.set()

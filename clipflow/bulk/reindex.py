@@ -22,7 +22,6 @@ _RECORDS = 1000
 class Tally:
     """What became of the documents in this run; `reasons` of some that failed, by their ids."""
 
-    embedded: int = 0
     from_thumbnails: int = 0
     reasons: dict[str, str] = field(default_factory=dict)
 
@@ -38,11 +37,13 @@ class Reindexing:
 
     def __init__(self, sources: Sequence[Documents], targets: Sequence[Store], encoder: LocalEncoder) -> None:
         self._pairs = list(zip(sources, targets, strict=True))
-        for target in targets:
-            # Left by an earlier run in which the model had another form, such as int8.
-            if target.count() and (target.dimension(), target.precision()) != (encoder.dimension, encoder.precision):
+        for source, target in self._pairs:
+            # An earlier run may have filled it from another generation, whose changes have numbers of their own, or
+            # with the model in another form, such as int8. Then it is of no use.
+            made = f'{source.identity()} {encoder.precision} {encoder.dimension}'
+            if target.made() != made:
                 target.clear()
-                target.note_taken(0)
+                target.note_made(made)
         self._encoder = encoder
         self.tally = Tally()
 
@@ -98,7 +99,6 @@ class Reindexing:
                 self.tally.reasons[record.id] = error.message
         target.upsert(good, self._encoder.precision, keep_keys=True)
         target.delete({record.id for record in records} - {record.id for record in good})
-        self.tally.embedded += len(good)
         self.tally.from_thumbnails += sum(not wire.failed(doc) for doc in thumbnails)
 
 

@@ -58,6 +58,10 @@ class Documents:
     def _meta(self) -> dict[str, str]:
         return dict(self._read('SELECT name, value FROM meta'))
 
+    def identity(self) -> str:
+        """Tells this store from others that were in its place before."""
+        return f'{self.directory.parent.name}/{self.directory.name}:{(self.directory / "documents.db").stat().st_ino}'
+
     def model(self) -> tuple[str, str]:
         """Fingerprint and name of the model that made the vectors."""
         meta = self._meta()

@@ -111,6 +111,15 @@ class Store(Documents):
         """Of a store that is filled from another one: the number of the change up to which it was."""
         return int(self._meta().get('taken', '0'))
 
+    def made(self) -> str:
+        """What it was filled from, and with what; empty if it was not filled from another store."""
+        return self._meta().get('made', '')
+
+    def note_made(self, made: str) -> None:
+        """It is filled anew, from the first change on."""
+        with self._transaction() as db:
+            db.executemany('INSERT OR REPLACE INTO meta VALUES (?, ?)', [('made', made), ('taken', '0')])
+
     def note_taken(self, sequence: int) -> None:
         """Everything up to this change of the other store is here."""
         with self._transaction() as db:

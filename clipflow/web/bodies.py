@@ -43,6 +43,11 @@ def refused(kind: str, *known: str) -> UnsupportedMedia:
     return UnsupportedMedia(f'the body comes as {" or ".join(known)}, not as {kind!r}')
 
 
+def json_of(model: type[BaseModel]) -> dict[str, Any]:
+    """For `openapi_extra`: a body that is read as JSON whatever its media type; `model` refers to no other."""
+    return {'requestBody': {'required': True, 'content': {JSON: {'schema': model.model_json_schema()}}}}
+
+
 def described(model: type[BaseModel], form: dict[str, Any], required: str) -> dict[str, Any]:
     """For `openapi_extra`: a body as JSON of `model` or as a form.
 

@@ -2,8 +2,8 @@
 
 Both send JSON without a content type, nulls for what they leave out, and options of models that are not here. One
 collection holds texts and pictures, so `modality` changes nothing, and `indice_name` may be any. An id is the number
-that the store has given a document: it is kept until the document is deleted, and not given again. `clipflow reindex`
-and `reshard` write new stores, with new numbers.
+that the store has given a document: it is kept until the document is deleted, and not given again. Only `clipflow
+reshard` gives new ones.
 """
 
 import base64
@@ -121,7 +121,7 @@ def router(flow: FlowCall) -> APIRouter:
         '/knn-service',
         summary='Search, as clip-retrieval does',
         response_model_exclude_unset=True,
-        openapi_extra=_described(KnnRequest),
+        openapi_extra=bodies.json_of(KnnRequest),
     )
     async def knn_service(request: Request) -> list[Item]:
         with tally.timed('full_knn_request_time'):
@@ -142,7 +142,7 @@ def router(flow: FlowCall) -> APIRouter:
     @routes.post(
         '/metadata',
         summary='Metadata of ids that a search has told; unknown ids are left out',
-        openapi_extra=_described(MetadataRequest),
+        openapi_extra=bodies.json_of(MetadataRequest),
     )
     async def metadata(request: Request) -> list[Metadata]:
         asked = bodies.parsed(MetadataRequest, await request.body())
@@ -165,10 +165,6 @@ def router(flow: FlowCall) -> APIRouter:
         return tally.table()
 
     return routes
-
-
-def _described(model: type[BaseModel]) -> dict[str, Any]:
-    return {'requestBody': {'required': True, 'content': {bodies.JSON: {'schema': model.model_json_schema()}}}}
 
 
 async def _metadata(flow: FlowCall, keys: Sequence[int]) -> dict[int, dict[str, Any]]:

@@ -10,7 +10,7 @@ from clipflow.errors import ClipflowError, Unauthorized
 from clipflow.web.problems import MEDIA_TYPE, problem, retry_header
 
 _OPEN = ('/healthz', '/readyz', '/openapi.json', '/favicon.ico', '/')
-_OPEN_BELOW = ('/docs', '/page/', '/fastapi-offline')
+_OPEN_BELOW = ('/docs', '/page/', '/static-offline-docs/')
 
 
 class Guard:

@@ -126,12 +126,7 @@ def router(flow: FlowCall) -> APIRouter:
     @routes.post(
         '/embeddings',
         summary="Embeddings of texts and pictures, for OpenAI's SDK",
-        openapi_extra={
-            'requestBody': {
-                'required': True,
-                'content': {bodies.JSON: {'schema': EmbeddingsRequest.model_json_schema()}},
-            }
-        },
+        openapi_extra=bodies.json_of(EmbeddingsRequest),
     )
     async def embeddings(request: Request) -> EmbeddingsReply:
         asked = bodies.parsed(EmbeddingsRequest, await request.body())

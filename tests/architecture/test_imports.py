@@ -12,7 +12,7 @@ ALLOWED: dict[str, set[str]] = {
     'settings': {'errors'},
     'filters': {'errors'},
     'wire': {'errors', 'filters'},
-    'access': {'errors'},
+    'access': {'errors', 'wire'},
     'metrics': set(),
     'tracing': set(),
     'logs': set(),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import ssl
 import subprocess
@@ -70,6 +71,12 @@ def test_http_asks_for_a_key_of_the_right_scope(web: httpx.Client) -> None:
 @pytest.mark.parametrize('path', ['/healthz', '/readyz', '/docs', '/openapi.json'])
 def test_health_and_description_are_open(web: httpx.Client, path: str) -> None:
     assert web.get(path).status_code == 200
+
+
+def test_the_description_brings_its_scripts_without_a_key(web: httpx.Client) -> None:
+    files = re.findall(r'(?:src|href)="(/[^"]+[.](?:js|css))"', web.get('/docs').text)
+    assert files
+    assert {web.get(name).status_code for name in files} == {200}
 
 
 def test_what_is_open_opens_nothing_else(web: httpx.Client) -> None:

@@ -83,7 +83,7 @@ def test_texts_files_and_thumbnails_are_embedded_again_and_nothing_else_is_chang
         told: list[int] = []
         assert work.follow(told.append) == sum(told) == 4
         assert work.finish() == ['nothing']
-        assert (work.tally.embedded, work.tally.from_thumbnails) == (3, 1)
+        assert (len(ids(new)), work.tally.from_thumbnails) == (3, 1)
         assert 'no content' in work.tally.reasons['nothing']
 
         # The expected vectors: the same contents, given to the encoder by hand.
@@ -159,3 +159,23 @@ def test_what_could_not_be_read_is_tried_again_in_the_next_run(
         again = Reindexing(readers(old), new, reading)
         again.retry()
         assert again.finish() == []
+
+
+def test_what_was_taken_from_another_generation_counts_for_nothing(
+    old: list[Store], new: list[Store], encoder: LocalEncoder, tmp_path: Path
+) -> None:
+    workspace.put(old, [Record(f'd{n}', f'text {n}', '', '{}', OLD) for n in range(20)])
+    Reindexing(readers(old), new, encoder).follow(lambda count: None)
+
+    class Spec:
+        fingerprint, name = 'between', 'the model between'
+
+    # The same ids with other texts, under smaller numbers of changes.
+    with workspace.opened(tmp_path / 'workspace' / 'indexer-between', Spec(), 2) as between:  # type: ignore[arg-type]
+        workspace.put(between, [Record(f'd{n}', f'changed {n}', '', '{}', OLD) for n in range(10)])
+        work = Reindexing(readers(between), new, encoder)
+        assert work.follow(lambda count: None) == 10
+        assert work.finish() == []
+        assert ids(new) == ids(between)
+    texts = {r.text for store in new for r in store.by_ids(sorted(store.ids())).values()}
+    assert texts == {f'changed {n}' for n in range(10)}
