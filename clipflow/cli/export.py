@@ -1,4 +1,4 @@
-"""`clipflow export`: a model in the form that another runtime needs."""
+"""`clipflow export`: a model in the form that another runtime needs, or a Flow in the form that Kubernetes needs."""
 
 import argparse
 import json
@@ -6,6 +6,8 @@ import logging
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from clipflow import ROOT
 
 if TYPE_CHECKING:
     from clipflow.sessions.base import Session
@@ -16,16 +18,24 @@ def add_commands(commands: Any) -> None:
     """Add `export`."""
     command = commands.add_parser(
         'export',
-        help='write a model for another runtime',
+        help='write a model for another runtime, or manifests of a Flow',
         description='onnx: write both towers of the model (CLIPFLOW_MODEL) into the cache, where the runtimes "onnx" '
         'and "openvino" look for them, and measure how close each is to PyTorch. A service does this by itself at its '
         'first start. tensorrt: build the engines of the runtime "tensorrt" for the GPU of this machine, which takes '
         'minutes, and measure them. triton: write a model repository for a Triton server, which the runtime "kserve" '
-        'calls.',
+        'calls. k8s: write what has to agree between a Flow and its Kubernetes manifests: names, ports, shards and '
+        'replicas.',
     )
-    command.add_argument('format', choices=('onnx', 'tensorrt', 'triton'))
+    command.add_argument('format', choices=('onnx', 'tensorrt', 'triton', 'k8s'))
     command.add_argument(
-        '--out', type=Path, default=Path('triton'), help='triton: the model repository (default: triton)'
+        '--out', type=Path, help='triton: the model repository (default: triton); k8s: the component (k8s/base/flow)'
+    )
+    command.add_argument('--flow', type=Path, default=ROOT / 'flow.yml', help='k8s: the Flow (default: flow.yml)')
+    command.add_argument(
+        '--base',
+        type=Path,
+        default=ROOT / 'k8s' / 'base',
+        help='k8s: the manifests that it belongs to (default: k8s/base)',
     )
     command.add_argument('--gpu', action='store_true', help='triton: run on GPUs')
     command.add_argument('--instances', type=int, default=1, help='triton: copies of each tower that run at once')
@@ -41,6 +51,8 @@ def add_commands(commands: Any) -> None:
 
 def run(given: argparse.Namespace) -> int:
     """Export, compare, and print where the files are and how close they come."""
+    if given.format == 'k8s':
+        return _write_component(given.flow, given.out or given.base / 'flow', given.base)
     from clipflow.sessions.base import Options
     from clipflow.sessions.export import exported, put
     from clipflow.sessions.registry import load, this_machine
@@ -58,7 +70,7 @@ def run(given: argparse.Namespace) -> int:
     if given.format == 'triton':
         session = load('torch', spec, Options('cpu', 'float32', 1, False, cache))
         serving = Serving(precision, given.gpu, given.instances)
-        folders = write_repository(spec, cache, given.out, session.dimension, serving)
+        folders = write_repository(spec, cache, given.out or Path('triton'), session.dimension, serving)
         print(f'{spec.name}: {", ".join(str(folder) for folder in folders)}')
         return 0
     print(f'{spec.name}: {directory}')
@@ -73,6 +85,21 @@ def run(given: argparse.Namespace) -> int:
             report |= _closeness(f'{runtime} {number}', spec, session, reference)
     put(directory / 'parity.json', (json.dumps(report, indent=2) + '\n').encode())
     return 0
+
+
+def _write_component(path: Path, out: Path, base: Path) -> int:
+    from clipflow.deploy.kubernetes import component, write
+    from clipflow.flows import Flow
+
+    shown = [_from_checkout(one) for one in (path, out)]
+    files = component(Flow.read(path), out, base, 'clipflow export k8s --flow {} --out {}'.format(*shown))
+    write(files, out)
+    print(f'{out}: {len(files)} files')
+    return 0
+
+
+def _from_checkout(path: Path) -> str:
+    return str(path.resolve().relative_to(ROOT)) if path.resolve().is_relative_to(ROOT) else str(path)
 
 
 def _build_engines(spec: 'ModelSpec', precision: str, cache: Path) -> int:

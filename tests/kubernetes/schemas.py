@@ -1,0 +1,22 @@
+"""Check objects against the schemas of Kubernetes; runs in the environment of requirements.txt.
+
+Reads JSON from standard input, {"versions": [...], "objects": [...]}, and prints a list of sentences as JSON.
+"""
+
+import json
+import sys
+
+import kubernetes_validate
+
+given = json.load(sys.stdin)
+faults = []
+for version in given['versions']:
+    for one in given['objects']:
+        try:
+            kubernetes_validate.validate(one, version, strict=True)
+        except kubernetes_validate.SchemaNotFoundError:
+            faults.append(f'{version}: there is no {one.get("apiVersion")} {one.get("kind")}')
+        except kubernetes_validate.ValidationError as error:
+            where = '.'.join(str(step) for step in error.path)
+            faults.append(f'{version}: {one["kind"]}/{one["metadata"]["name"]}: {where}: {error.message}')
+print(json.dumps(faults))
