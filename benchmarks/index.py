@@ -12,6 +12,7 @@
     restart  opening from a snapshot at --large, beside reading its files into memory
     memory   VmRSS of a process with a budget of 1 GB at --large, started from a snapshot
     mixed    p95 of searches while 2,000 upserts a second run in another thread, beside idle, at --size
+    blocked  the longest search while batches, deletions, tags and a snapshot are written, beside idle, at --large
 
 Vectors are those of vectors.py (clip-mini, D = 384), queries are 200 of its captions. Efforts are tuned as the service
 tunes them before it has seen a query; only `graph` sets the effort of everyone by the captions. Every contestant is
@@ -26,12 +27,10 @@ folder after a change of how an index is built; `recall` and `kinds` build their
 import argparse
 import json
 import os
-import shutil
 import sqlite3
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -62,6 +61,7 @@ from index_graphs import (
     settle,
     table,
 )
+from index_mixed import BATCH, blocked, mixed
 
 from clipflow.filters import compile_filter
 from clipflow.index.choice import Wanted
@@ -72,10 +72,8 @@ from clipflow.store.reading import Record
 from clipflow.store.sqlite import Store
 from setups import quantiles, spread, timed
 
-BATCH = 100
 BUDGET = 1 << 30
 WRITTEN_A_ROUND = 5000
-WRITES_A_SECOND, MIXED_SECONDS = 2000, 5.0
 UPSERT = (
     'INSERT INTO documents (id, sequence, text, uri, tags, vector) VALUES (?, ?, ?, ?, ?, ?)'
     ' ON CONFLICT (id) DO UPDATE SET sequence = excluded.sequence, text = excluded.text,'
@@ -297,66 +295,6 @@ def _kilobytes(name: str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith(name + ':'))
 
 
-def mixed(options: Options) -> None:
-    """Searches of one thread one after the other, alone and beside writes of new documents."""
-    here = collection(options.workspace, options.size)
-    source, number = prepared(here.folder, 'auto', Wanted())[0], int(WRITES_A_SECOND * MIXED_SECONDS)
-    fresh = _fresh(options.size, options.rounds * number)
-    idle, beside, rates = [], [], []
-    with scratch(options) as folder:
-        shutil.copy(source / 'documents.db', folder)
-        shutil.copytree(source / 'snapshots', folder / 'snapshots')
-        live = opened(folder, Wanted())
-        for turn in range(options.rounds):
-            settle(live)
-            idle.append(quantiles(_searching(live, here)))
-            batches = [fresh[at : at + BATCH] for at in range(turn * number, (turn + 1) * number, BATCH)]
-            written: list[float] = []
-            thread = threading.Thread(target=_writing, args=(live, batches, written))
-            thread.start()
-            beside.append(quantiles(_searching(live, here)))
-            rates.append(len(written) * BATCH / MIXED_SECONDS)
-            thread.join()
-        kind = live.status()['factory'] or 'flat'
-        live.close()
-    compared = ratios([p95 for _, p95 in beside], [p95 for _, p95 in idle])
-    rows = [
-        [name, *(spread(values, '.2f') for values in zip(*found, strict=True))]
-        for name, found in (('idle', idle), ('beside writes', beside))
-    ]
-    table([f'searches, {kind}', 'p50 ms', 'p95 ms'], *rows)
-    judge(
-        f'p95 <= 2 times idle beside {WRITES_A_SECOND:,} upserts a second',
-        f'{spread(compared, ".2f")}, beside {spread(rates, ".0f")} upserts a second',
-        statistics.median(compared) <= 2 and statistics.median(rates) >= 0.95 * WRITES_A_SECOND,
-    )
-
-
-def _fresh(size: int, count: int) -> list[Record]:
-    """New documents of the same make."""
-    from vectors import made, real
-
-    photographs = real()[0]
-    return documents(made(len(photographs) + count, photographs, seed=1)[len(photographs) :], size)
-
-
-def _searching(live: LiveIndex, here: Collection) -> list[float]:
-    seconds: list[float] = []
-    until = time.perf_counter() + MIXED_SECONDS
-    while (begun := time.perf_counter()) < until:
-        live.search(here.captions[len(seconds) % QUERIES][None], Query(PLACES))
-        seconds.append(time.perf_counter() - begun)
-    return seconds
-
-
-def _writing(live: LiveIndex, batches: Sequence[Sequence[Record]], written: list[float]) -> None:
-    begun = time.perf_counter()
-    for number, batch in enumerate(batches):
-        time.sleep(max(0.0, begun + number * BATCH / WRITES_A_SECOND - time.perf_counter()))
-        live.upsert(batch)
-        written.append(time.perf_counter() - begun)
-
-
 SECTIONS: dict[str, Callable[[Options], None]] = {
     'recall': recall,
     'flat': flat,
@@ -367,6 +305,7 @@ SECTIONS: dict[str, Callable[[Options], None]] = {
     'restart': restart,
     'memory': memory,
     'mixed': mixed,
+    'blocked': blocked,
 }
 
 
@@ -391,7 +330,7 @@ def main() -> None:
     sizes = f'--size {given.size:,} --large {given.large:,}, {given.rounds} rounds'
     print(f'\n{len(os.sched_getaffinity(0))} cores, {versions}; {sizes}\n')
     for name in names:
-        large = name in ('graph', 'filter', 'restart', 'memory')
+        large = name in ('graph', 'filter', 'restart', 'memory', 'blocked')
         print(f'### {name}, {given.large if large else given.size:,} documents\n', flush=True)
         SECTIONS[name](options)
 

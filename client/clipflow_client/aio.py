@@ -16,15 +16,22 @@ from jina.types.request.data import DataRequest
 from numpy.typing import NDArray
 
 from clipflow import errors, wire
-from clipflow.errors import ClipflowError, Internal, InvalidDocument, Timeout, TooLarge, Unavailable
+from clipflow.clicks import Feedback
+from clipflow.errors import ClipflowError, Internal, InvalidDocument, NotFound, Timeout, TooLarge, Unavailable
+from clipflow.tags import plain_tags
 from clipflow_client.items import Item, document
-from clipflow_client.results import Matches, Outcome, matches_of, outcome_of
+from clipflow_client.results import Match, Matches, Outcome, matches_of, outcome_of
 
 _METHOD = '/jina.JinaSingleDataRequestRPC/process_single_data'
 _OPTIONS = [
     ('grpc.max_send_message_length', -1),
     ('grpc.max_receive_message_length', -1),
     ('grpc.enable_http_proxy', 0),
+    # gRPC waits up to two minutes before it looks again for a service that was away, and 20 s for an address without
+    # answer.
+    ('grpc.initial_reconnect_backoff_ms', 200),
+    ('grpc.max_reconnect_backoff_ms', 1000),
+    ('grpc.min_reconnect_backoff_ms', 2000),
 ]
 _BATCH_BYTES = 2_000_000
 _FIRST_PAUSE_SECONDS = 0.1
@@ -37,7 +44,8 @@ class AsyncClient:
     Args:
         address: host and port of the service's gRPC; `grpcs://` before it for TLS.
         timeout: seconds for one request, its retries included; it travels with the request.
-        retries: how often a request is sent again after an error that may pass. All requests are idempotent.
+        retries: how often a request is sent again after an error that may pass, or those of its documents that came
+            back with one. What must not be done twice (`wire.ONCE`) is sent once.
         api_key: if the service wants one.
     """
 
@@ -102,9 +110,13 @@ class AsyncClient:
         return [outcome_of(doc) for doc in await self.post('/update', docs)]
 
     async def get(self, ids: Sequence[str], **parameters: Any) -> dict[str, Document]:
-        """Stored documents by id; unknown ids are left out."""
+        """Stored documents by id; unknown ids are left out.
+
+        Raises:
+            ClipflowError: a shard that keeps one of them is away.
+        """
         reply = await self.post('/get', DocumentArray(), {'ids': list(ids), **parameters})
-        return {doc.id: doc for doc in reply if not wire.failed(doc)}
+        return {doc.id: _sound(doc) for doc in reply if not isinstance(wire.error_of(doc), NotFound)}
 
     async def delete(self, ids: Sequence[str] = (), filter: dict[str, Any] | None = None) -> int:
         """Delete by ids, by a filter or both; returns how many documents are gone."""
@@ -118,7 +130,65 @@ class AsyncClient:
 
     async def status(self) -> dict[str, dict[str, Any]]:
         """What each stage says of itself, by its name."""
-        return {doc.id: wire.plain_tags(doc) for doc in await self.post('/status', DocumentArray())}
+        return {doc.id: plain_tags(doc) for doc in await self.post('/status', DocumentArray())}
+
+    async def feedback(
+        self,
+        query: Item,
+        shown: Sequence[str] | Sequence[Match],
+        clicked: Sequence[str] = (),
+        disliked: Sequence[str] = (),
+        *,
+        user: str = '',
+        **parameters: Any,
+    ) -> None:
+        """Say which of the results were good; on return it is on disk.
+
+        Args:
+            query: what was searched.
+            shown: the results in their order: as `search` gave them, with their scores, or their ids.
+            clicked, disliked: ids of some of them.
+            user: any name that you use for a person; entries can be exported and deleted by it.
+            parameters: further ones of `/feedback`.
+        """
+        found = [item for item in shown if isinstance(item, Match)]
+        if found:
+            parameters = {'scores': [match.score for match in found], **parameters}
+        ids = [item.id if isinstance(item, Match) else item for item in shown]
+        given = {'shown': ids, 'clicked': list(clicked), 'disliked': list(disliked), 'user': user}
+        await self.post('/feedback', DocumentArray([document(query)]), given | parameters)
+
+    async def feedback_stats(self) -> dict[str, Any]:
+        """How much feedback there is; `places` says how much a click depends on the place of a result."""
+        return plain_tags(_sound((await self.post('/feedback/stats', DocumentArray()))[0]))
+
+    async def feedback_log(self, user: str | None = None, *, page: int = 500) -> AsyncIterator[Feedback]:
+        """All entries of the log, or those of one user, in pages of up to `page` from each shard."""
+        after, last = 0, 1
+        while after < last:
+            asked = {'after': after, 'limit': page} | ({} if user is None else {'user': user})
+            told, *entries = await self.post('/feedback/export', DocumentArray(), asked)
+            for doc in entries:
+                yield Feedback.of(doc.tags, doc.text, doc.embedding)
+            after, last = after + page, int(told.tags['last'])
+
+    async def purge_feedback(self, user: str | None = None, before: float | None = None) -> int:
+        """Delete entries of a user, or those older than `before` (seconds since the epoch), or both; the number."""
+        given = {name: value for name, value in (('user', user), ('before', before)) if value is not None}
+        return int(_sound((await self.post('/feedback/purge', DocumentArray(), given))[0]).tags['deleted'])
+
+    async def ranker(self, do: str, *, path: str = '', content: bytes = b'', force: bool = False) -> dict[str, Any]:
+        """Change the head that orders results; what the ranker says then.
+
+        Args:
+            do: `load`, `rollback` or `off`.
+            path: for `load`, of a file in the directory of heads; or
+            content: of a file.
+            force: load a head that has not passed its check.
+        """
+        docs = DocumentArray([Document(blob=content)] if content else [])
+        reply = await self.post('/ranker', docs, {'do': do, 'path': path, 'force': force})
+        return plain_tags(_sound(reply[0]))
 
     async def post(self, endpoint: str, docs: DocumentArray, parameters: dict[str, Any] | None = None) -> DocumentArray:
         """One request to any endpoint; the Documents of its reply.
@@ -128,12 +198,16 @@ class AsyncClient:
         """
         until = time.monotonic() + self._timeout
         pause = _FIRST_PAUSE_SECONDS
-        for attempt in range(self._retries + 1):
+        retries = 0 if endpoint in wire.ONCE else self._retries
+        answers = _Answers(docs)
+        for attempt in range(retries + 1):
+            last = attempt == retries or until - time.monotonic() < pause
             try:
-                return await self._once(endpoint, docs, parameters or {}, until)
+                answers.take(await self._once(endpoint, answers.asked, parameters or {}, until))
+                if last or not answers.asked:
+                    return answers.all
             except ClipflowError as error:
-                left = until - time.monotonic()
-                if not error.retryable or attempt == self._retries or left < pause:
+                if not error.retryable or last:
                     raise
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
@@ -189,6 +263,40 @@ class AsyncClient:
         if reply.proto_with_data.data.WhichOneof('documents') == 'docs_bytes':
             raise Internal(f'{self._address} answers with a pickle, which is not read; it is not clipflow')
         return cast(DocumentArray, reply.docs)
+
+
+class _Answers:
+    """The Documents of a reply, of which some may have to be asked for again.
+
+    Attributes:
+        asked: what is to be sent: first all, later those that came back with an error that may pass.
+        all: what has come back.
+    """
+
+    def __init__(self, docs: DocumentArray) -> None:
+        self._sent = self.asked = docs
+        self._places: list[int] = []
+        self.all = DocumentArray()
+
+    def take(self, reply: DocumentArray) -> None:
+        """What came back of `asked`."""
+        if not self._places:
+            self.all = reply
+            self._places = list(range(len(reply)))
+        else:
+            found = list(self.all)
+            for place, doc in zip(self._places, reply, strict=True):
+                found[place] = doc
+            self.all = DocumentArray(found)
+        # A reply that is not Document for Document (`/get`, `/delete`) cannot be asked for in parts.
+        self._places = [place for place in self._places if _may_pass(self.all[place])]
+        parted = len(self.all) == len(self._sent)
+        self.asked = DocumentArray([self._sent[place] for place in self._places]) if parted else DocumentArray()
+
+
+def _may_pass(doc: Document) -> bool:
+    error = wire.error_of(doc)
+    return error is not None and error.retryable
 
 
 async def _batches(

@@ -5,7 +5,7 @@ So it also works inside a notebook, where a loop is running already, and from ma
 
 import asyncio
 import threading
-from collections.abc import Coroutine, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -13,9 +13,10 @@ import numpy as np
 from docarray import Document, DocumentArray
 from numpy.typing import NDArray
 
+from clipflow.clicks import Feedback
 from clipflow_client.aio import AsyncClient
 from clipflow_client.items import Item
-from clipflow_client.results import Matches, Outcome
+from clipflow_client.results import Match, Matches, Outcome
 
 T = TypeVar('T')
 
@@ -63,12 +64,7 @@ class Client:
 
     def index_iter(self, items: Iterable[Item], **parameters: Any) -> Iterator[Outcome]:
         """Store items, any number of them, in constant memory; yields what became of each, as it is known."""
-        outcomes = self._client.index(items, **parameters)
-        try:
-            while (outcome := self._wait(_next(outcomes))) is not None:
-                yield outcome
-        finally:
-            self._wait(outcomes.aclose())  # type: ignore[attr-defined]
+        return self._each(self._client.index(items, **parameters))
 
     def update(self, tags: dict[str, dict[str, Any]]) -> list[Outcome]:
         """See `AsyncClient.update`."""
@@ -90,9 +86,45 @@ class Client:
         """See `AsyncClient.status`."""
         return self._wait(self._client.status())
 
+    def feedback(
+        self,
+        query: Item,
+        shown: Sequence[str] | Sequence[Match],
+        clicked: Sequence[str] = (),
+        disliked: Sequence[str] = (),
+        *,
+        user: str = '',
+        **parameters: Any,
+    ) -> None:
+        """See `AsyncClient.feedback`."""
+        self._wait(self._client.feedback(query, shown, clicked, disliked, user=user, **parameters))
+
+    def feedback_stats(self) -> dict[str, Any]:
+        """See `AsyncClient.feedback_stats`."""
+        return self._wait(self._client.feedback_stats())
+
+    def feedback_log(self, user: str | None = None) -> Iterator[Feedback]:
+        """See `AsyncClient.feedback_log`."""
+        return self._each(self._client.feedback_log(user))
+
+    def purge_feedback(self, user: str | None = None, before: float | None = None) -> int:
+        """See `AsyncClient.purge_feedback`."""
+        return self._wait(self._client.purge_feedback(user, before))
+
+    def ranker(self, do: str, *, path: str = '', content: bytes = b'', force: bool = False) -> dict[str, Any]:
+        """See `AsyncClient.ranker`."""
+        return self._wait(self._client.ranker(do, path=path, content=content, force=force))
+
     def post(self, endpoint: str, docs: DocumentArray, parameters: dict[str, Any] | None = None) -> DocumentArray:
         """See `AsyncClient.post`."""
         return self._wait(self._client.post(endpoint, docs, parameters))
+
+    def _each(self, items: AsyncIterator[T]) -> Iterator[T]:
+        try:
+            while (item := self._wait(_next(items))) is not None:
+                yield item
+        finally:
+            self._wait(items.aclose())  # type: ignore[attr-defined]
 
     def _wait(self, call: Coroutine[Any, Any, T]) -> T:
         future = asyncio.run_coroutine_threadsafe(call, self._loop)
@@ -108,8 +140,8 @@ async def _make(address: str, timeout: float, retries: int, api_key: str) -> Asy
     return AsyncClient(address, timeout=timeout, retries=retries, api_key=api_key)
 
 
-async def _next(outcomes: Any) -> Outcome | None:
+async def _next(items: AsyncIterator[T]) -> T | None:
     try:
-        return await anext(outcomes)
+        return await anext(items)
     except StopAsyncIteration:
         return None

@@ -7,6 +7,7 @@ from docarray import Document
 
 from clipflow import wire
 from clipflow.errors import ClipflowError
+from clipflow.tags import plain_tags
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,10 @@ class Match:
     thumbnail: bytes = b''
     percentile: float | None = None
     """Share of the collection that fits the query less; only where it was asked for."""
+    probability: float | None = None
+    """That this picture is what the text asks for; only where it was asked for."""
+    head: float | None = None
+    """Score of the head of the ranker, which results are ordered by; None where none is live."""
 
 
 class Matches(list[Match]):
@@ -40,8 +45,9 @@ class Outcome:
 def match_of(doc: Document) -> Match:
     """From a match on the wire; the score is exact to 6 decimals."""
     score = round(doc.scores['cosine'].value, 6) if 'cosine' in doc.scores else 0.0
-    percentile = round(doc.scores['percentile'].value, 4) if 'percentile' in doc.scores else None
-    return Match(doc.id, score, doc.uri or '', doc.text or '', wire.plain_tags(doc), doc.blob or b'', percentile)
+    digits = {'percentile': 4, 'probability': 6, 'head': 6}
+    further = {name: round(doc.scores[name].value, places) for name, places in digits.items() if name in doc.scores}
+    return Match(doc.id, score, doc.uri or '', doc.text or '', plain_tags(doc), doc.blob or b'', **further)
 
 
 def matches_of(doc: Document) -> Matches:

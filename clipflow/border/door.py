@@ -23,6 +23,7 @@ from jina.types.request.data import DataRequest
 from clipflow import __version__, access, errors, logs, tracing, wire
 from clipflow.access import Access
 from clipflow.border.gate import Gate
+from clipflow.border.heads import Heads
 from clipflow.border.route import Route
 from clipflow.border.together import Together
 from clipflow.errors import (
@@ -32,13 +33,13 @@ from clipflow.errors import (
     InvalidParameter,
     Overloaded,
     TooLarge,
-    Unavailable,
 )
 from clipflow.metrics import Metrics
 from clipflow.settings import GatewaySettings
 
 _OWNER = '_clipflow_stream_tasks'
 _IDENTITY = '_clipflow_identity'
+_NOT_FROM_CLIENTS = ('__results__', wire.MODEL_NAME, wire.TRACE, wire.CANDIDATES, wire.HEAD)
 
 
 class _Call(Protocol):
@@ -90,7 +91,8 @@ class Door:
         self.executor = handler.executor
         self.inside = 0
         self.gate = Gate()
-        self._together = Together(route.send)
+        self._heads = Heads(route.send)
+        self._together = Together(self._heads.send)
         self.metrics = Metrics()
         self.metrics.in_flight.set_function(lambda: self.inside)
         self.streamer._streamer._request_handler = self._admit
@@ -159,25 +161,20 @@ class Door:
     # -- HTTP ---------------------------------------------------------------------------------------------------------
 
     async def call(self, endpoint: str, docs: DocumentArray, parameters: dict[str, Any]) -> DocumentArray:
-        """One request from our own HTTP application; retries what may pass, since all requests are idempotent.
+        """One request from our own HTTP application.
 
         Raises:
             ClipflowError: what the Flow answered.
         """
-        for pause in (0.1, 0.5, None):
-            request = DataRequest()
-            request.header.request_id = logs.request_id.get() or uuid.uuid4().hex
-            request.header.exec_endpoint = endpoint
-            request.parameters = parameters
-            request.data.docs = docs
-            reply = await self.process_single_data(request)
-            if reply.status.code != jina_pb2.StatusProto.ERROR:
-                return reply.docs
-            error = errors.from_description(reply.status.description)
-            if pause is None or not isinstance(error, Unavailable):
-                raise error
-            await asyncio.sleep(pause)
-        raise AssertionError('unreachable')
+        request = DataRequest()
+        request.header.request_id = logs.request_id.get() or uuid.uuid4().hex
+        request.header.exec_endpoint = endpoint
+        request.parameters = parameters
+        request.data.docs = docs
+        reply = await self.process_single_data(request)
+        if reply.status.code == jina_pb2.StatusProto.ERROR:
+            raise errors.from_description(reply.status.description)
+        return reply.docs
 
     # -- every request ------------------------------------------------------------------------------------------------
 
@@ -240,7 +237,7 @@ class Door:
             if header.exec_endpoint not in wire.WRITES:
                 return await self._together.send(request, deadline)
             async with self.gate.passed(deadline):
-                return await self._route.send(request, deadline)
+                return await self._heads.send(request, deadline)
 
     def _check(self, request: DataRequest, size: int) -> float:
         """Refuse what cannot be served, before any work; returns the deadline in seconds since the epoch."""
@@ -255,7 +252,7 @@ class Door:
         identity: _Identity | None = getattr(request, _IDENTITY, None)
         if header.exec_endpoint == __dry_run_endpoint__:
             return time.time() + self._settings.request_timeout
-        for name in [name for name in struct if name in ('__results__', wire.MODEL_NAME, wire.TRACE)]:
+        for name in [name for name in struct if name in _NOT_FROM_CLIENTS]:
             del struct[name]
         header.exec_endpoint, model = wire.parse_endpoint(header.exec_endpoint)
         if identity is not None:  # HTTP has been checked before

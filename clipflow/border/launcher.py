@@ -14,10 +14,12 @@ from typing import Any
 
 import yaml
 
+from clipflow import flows
 from clipflow.border.supervised import Stage, StageFailed, say
 from clipflow.border.switching import Switching
-from clipflow.errors import Conflict, InvalidParameter, NotFound
+from clipflow.errors import Conflict
 from clipflow.settings import GatewaySettings, IndexerSettings
+from clipflow.store import generations
 
 _QUIET = {
     'JINA_OPTOUT_TELEMETRY': '1',
@@ -27,6 +29,9 @@ _QUIET = {
     # A stage that is started again must not inherit gRPC's threads; spawned processes start clean.
     'JINA_MP_START_METHOD': 'spawn',
     'PYTHONWARNINGS': 'ignore:pkg_resources is deprecated',
+    # After each product of matrices OpenBLAS's threads spin for up to a tenth of a second, on the cores that the next
+    # stage needs; 2**10 cycles are enough. It is read when NumPy is loaded, which Jina does before our code.
+    'OPENBLAS_THREAD_TIMEOUT': '10',
 }
 _POLL_SECONDS = 0.1
 _GATEWAY_STOP_SECONDS = 3.0
@@ -45,14 +50,7 @@ def load_flow(path: Path, settings: GatewaySettings) -> dict[str, Any]:
     Raises:
         NotFound, InvalidParameter: there is no such file, or it is no Flow.
     """
-    try:
-        flow = yaml.safe_load(path.read_text(encoding='utf-8'))
-    except OSError as error:
-        raise NotFound(f'the Flow {path} cannot be read: {error.strerror}') from None
-    except yaml.YAMLError as error:
-        raise InvalidParameter(f'{path} is not valid YAML: {str(error).splitlines()[0]}') from None
-    if not isinstance(flow, dict) or flow.get('jtype') != 'Flow':
-        raise InvalidParameter(f'{path} is not a Flow (its first line is "jtype: Flow")')
+    flow = flows.load(path)
     gateway = flow.setdefault('gateway', {})
     for part in [gateway, *flow.get('executors', [])]:
         if isinstance(part.get('uses'), str) and (path.parent / part['uses']).exists():
@@ -84,7 +82,10 @@ def serve(path: Path, settings: GatewaySettings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):  # after Jina is imported, which takes SIGINT for itself
         signal.signal(number, lambda *_: stop.set())
     say('starting ' + ', '.join(stage.name for stage in stages))
-    with Switching(stages, lambda: _stages(flow), _workspace(flow)) as switching:
+    workspace = _workspace(flow)
+    if workspace is not None:
+        generations.current(workspace)  # a restore that was interrupted comes to its end before any stage reads there
+    with Switching(stages, lambda: _stages(flow), workspace) as switching:
         try:
             for stage in stages:
                 stage.start()

@@ -17,6 +17,7 @@ from jina.types.request.data import DataRequest
 from numpy.typing import NDArray
 
 from clipflow import wire
+from clipflow.border import protobuf
 from clipflow.errors import InvalidDocument
 
 _UNREADABLE = '_clipflow_unreadable'
@@ -29,6 +30,7 @@ def install() -> None:
     content = DataRequest._DataContent
     content.docs = content.docs.getter(_docs)
     docarray.proto.io.read_ndarray = _array
+    protobuf.install()
 
 
 def put_back(docs: DocumentArray, reply: DocumentArray, stage: str) -> DocumentArray:

@@ -17,7 +17,7 @@ from docarray import DocumentArray
 from jina import Executor, requests
 
 from clipflow import __version__, logs, tracing, wire
-from clipflow.border import messages
+from clipflow.border import messages, serving
 from clipflow.border.process import prepare_process
 from clipflow.errors import ClipflowError, Internal, InvalidParameter
 from clipflow.settings import RoomSettings
@@ -59,6 +59,7 @@ class Room(Executor):  # type: ignore[misc]
                     hint = f'; did you mean {near[0]!r}?' if near else ''
                     raise InvalidParameter(f'the {self.stage} has no setting {name!r}{hint}')
             self.settings = self.settings_class.load(**own)
+            serving.install(self.works, self.settings.drain_seconds)
             self.log = logs.configure(self.settings.log_format, self.stage)
             self.spec: ModelSpec = load_spec(self.settings.model)
             tracing.start(self.settings.otlp_endpoint, self.stage)
@@ -81,12 +82,16 @@ class Room(Executor):  # type: ignore[misc]
         """How many processes like this one share the host."""
         return int(getattr(self.runtime_args, 'replicas', 1) or 1) * int(getattr(self.runtime_args, 'shards', 1) or 1)
 
-    def status(self, docs: DocumentArray, **found: Any) -> DocumentArray:
+    async def works(self) -> bool:
+        """Whether this room can do its work; loading has ended when it is asked."""
+        return True
+
+    async def status(self, docs: DocumentArray, **found: Any) -> DocumentArray:
         """The reply to `/status`: what earlier stages said, and one Document of our own."""
         earlier = [doc for doc in docs if doc.tags.get('stage')] if self.stage != 'preprocessor' else []
         tags = {
             'stage': self.stage,
-            'ready': True,
+            'ready': await self.works(),
             'version': __version__,
             'model': self.spec.name,
             'fingerprint': self.spec.fingerprint,

@@ -15,11 +15,13 @@ from typing import Any
 from jina.proto import jina_pb2
 from jina.types.request.data import DataRequest
 
+from clipflow import wire
 from clipflow.border.shards import Shards
 from clipflow.border.stage import Stage
 from clipflow.errors import InvalidParameter
 
 _FIRST_FIELD = b'\n'
+_PATIENCE = 5.0
 _START, _END, _GATEWAY = 'start-gateway', 'end-gateway', 'gateway'
 
 
@@ -29,21 +31,28 @@ class Route:
     Args:
         stages: the name of each, and for each of its shards (mostly one) the addresses of the replicas.
         timeout: seconds for one stage, beside the deadline of the request; None: no limit of its own.
+        patience: seconds for which a search waits for the other shards once the first has answered.
     """
 
-    def __init__(self, stages: Sequence[tuple[str, Sequence[Sequence[str]]]], timeout: float | None = None) -> None:
+    def __init__(
+        self,
+        stages: Sequence[tuple[str, Sequence[Sequence[str]]]],
+        timeout: float | None = None,
+        patience: float = _PATIENCE,
+    ) -> None:
         self._timeout = timeout
-        self._way = _Way([_stage(name, parts, timeout) for name, parts in stages])
+        self._patience = patience
+        self._way = self._way_through(stages)
 
     @classmethod
-    def of(cls, arguments: Namespace) -> 'Route':
-        """From what Jina tells a gateway of its Flow.
+    def of(cls, arguments: Namespace, patience: float = _PATIENCE) -> 'Route':
+        """From what Jina tells a gateway of its Flow; `patience` as above.
 
         Raises:
             InvalidParameter: the Flow is no chain.
         """
         timeout = arguments.timeout_send / 1000 if getattr(arguments, 'timeout_send', None) else None
-        return cls(_chain(arguments.graph_description, arguments.deployments_addresses), timeout)
+        return cls(_chain(arguments.graph_description, arguments.deployments_addresses), timeout, patience)
 
     async def replace(self, graph: str, addresses: str) -> None:
         """From now on requests go to other stages, each of them either the old way or the new one as a whole.
@@ -54,9 +63,12 @@ class Route:
             graph, addresses: JSON, as Jina tells a gateway of its Flow.
         """
         old = self._way
-        self._way = _Way([_stage(name, parts, self._timeout) for name, parts in _chain(graph, addresses)])
+        self._way = self._way_through(_chain(graph, addresses))
         await old.emptied()
         await old.close()
+
+    def _way_through(self, stages: Sequence[tuple[str, Sequence[Sequence[str]]]]) -> '_Way':
+        return _Way([_stage(name, parts, self._timeout, self._patience) for name, parts in stages])
 
     async def send(self, request: DataRequest, deadline: float) -> DataRequest:
         """Pass `request` through the stages; the reply of the last, or of the first that fails.
@@ -72,11 +84,12 @@ class Route:
         begun = time.time_ns()
         passed: list[tuple[str, int, int]] = []
         data = request.to_bytes()
+        patient = request.header.exec_endpoint not in wire.ONCE
         with self._way as stages:
             for stage in stages:
                 if wanted is None or wanted.match(stage.name):
                     started = time.time_ns()
-                    data = await stage.send(data, deadline)
+                    data = await stage.send(data, deadline, patient=patient)
                     passed.append((stage.name, started, time.time_ns()))
                     if _status(data) == jina_pb2.StatusProto.ERROR:
                         break
@@ -136,10 +149,11 @@ def _chain(graph_json: str, addresses_json: str) -> list[tuple[str, list[list[st
     return stages
 
 
-def _stage(name: str, shards: Sequence[Sequence[str]], timeout: float | None) -> Stage | Shards:
+def _stage(name: str, shards: Sequence[Sequence[str]], timeout: float | None, patience: float) -> Stage | Shards:
     if len(shards) == 1:
         return Stage(name, shards[0], timeout)
-    return Shards(name, [Stage(f'{name}_{number}', addresses, timeout) for number, addresses in enumerate(shards)])
+    members = [Stage(f'{name}_{number}', addresses, timeout) for number, addresses in enumerate(shards)]
+    return Shards(name, members, patience)
 
 
 def _shared_name(members: list[str]) -> str | None:

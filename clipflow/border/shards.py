@@ -5,7 +5,8 @@ whatever came first and sorts nothing.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 from docarray.proto.docarray_pb2 import DocumentProto
 from google.protobuf.json_format import MessageToDict
@@ -13,12 +14,14 @@ from jina.proto.jina_pb2 import DataRequestProto, StatusProto
 
 from clipflow import wire
 from clipflow.border.stage import Stage
-from clipflow.errors import ClipflowError, Unavailable
+from clipflow.errors import ClipflowError, Timeout, Unavailable
 from clipflow.sharding import shard_of
-from clipflow.store import facets
+from clipflow.store import facets, feedback
 
 Replies = dict[int, DataRequestProto]
 """By number of the shard, without those that are away."""
+Ask = Callable[[int], 'asyncio.Task[bytes]']
+Answers = dict[int, bytes | BaseException]
 
 
 class Shards:
@@ -27,14 +30,18 @@ class Shards:
     Args:
         name: of the stage.
         members: its shards, by their numbers.
+        patience: seconds for which a search waits for the others once the first shard has answered.
     """
 
-    def __init__(self, name: str, members: Sequence[Stage]) -> None:
+    def __init__(self, name: str, members: Sequence[Stage], patience: float) -> None:
         self.name = name
         self._members = members
+        self._patience = patience
+        self._late: set[int] = set()
+        """Shards that a search has given up. No search waits for them until that call of theirs has ended."""
 
-    async def send(self, data: bytes, deadline: float) -> bytes:
-        """Pass a message to all shards, and make one message of their answers.
+    async def send(self, data: bytes, deadline: float, *, patient: bool = True) -> bytes:
+        """Pass a message to all shards, and make one message of their answers; see `Stage.send`.
 
         Raises:
             ClipflowError: no shard can be reached, or one that this call cannot do without.
@@ -42,13 +49,17 @@ class Shards:
         request = DataRequestProto.FromString(data)
         merge = _MERGES.get(request.header.exec_endpoint)
         if merge is None:
-            return await self._any(data, deadline)
-        answers = await asyncio.gather(
-            *(member.send(data, deadline) for member in self._members), return_exceptions=True
-        )
+            return await self._any(data, deadline, patient)
+        # What a shard that is away can be missing from does not wait for it.
+        patient = patient and request.header.exec_endpoint not in _PARTIAL
+
+        def ask(number: int) -> 'asyncio.Task[bytes]':
+            return asyncio.create_task(self._members[number].send(data, deadline, patient=patient))
+
+        answers = await (self._in_time(ask) if request.header.exec_endpoint == '/search' else self._all(ask))
         replies: Replies = {}
         away: dict[int, ClipflowError] = {}
-        for number, answer in enumerate(answers):
+        for number, answer in answers.items():
             if isinstance(answer, ClipflowError):
                 away[number] = answer
             elif isinstance(answer, BaseException):
@@ -62,19 +73,65 @@ class Shards:
         merge(request, replies, away)
         return bytes(next(iter(replies.values())).SerializeToString())
 
-    async def _any(self, data: bytes, deadline: float) -> bytes:
+    async def _all(self, ask: Ask) -> Answers:
+        calls = [ask(number) for number in range(len(self._members))]
+        return dict(enumerate(await asyncio.gather(*calls, return_exceptions=True)))
+
+    async def _in_time(self, ask: Ask) -> Answers:
+        """Of all shards their answers, or a Timeout for one that takes much longer than the first."""
+        numbers = range(len(self._members))
+        calls = {
+            number: ask(number) for number in numbers if number not in self._late or len(self._late) == len(numbers)
+        }
+        try:
+            await _first(calls.values())
+            await asyncio.wait(calls.values(), timeout=self._patience)
+        except asyncio.CancelledError:
+            for call in calls.values():
+                call.cancel()
+            raise
+        answers: Answers = {
+            number: Timeout(f'{self._members[number].name} did not answer in time') for number in numbers
+        }
+        for number, call in calls.items():
+            if call.done():
+                answers[number] = _answer(call)
+            else:
+                self._late.add(number)
+                call.add_done_callback(partial(self._ended, number))
+        return answers
+
+    def _ended(self, number: int, call: 'asyncio.Task[bytes]') -> None:
+        self._late.discard(number)
+        if not call.cancelled():
+            call.exception()  # it is known by now, and nobody else asks
+
+    async def _any(self, data: bytes, deadline: float, patient: bool) -> bytes:
         """One shard is as good as another for what it only passes on."""
         for member in self._members[:-1]:
             try:
-                return await member.send(data, deadline)
+                return await member.send(data, deadline, patient=False)
             except Unavailable:
                 continue
-        return await self._members[-1].send(data, deadline)
+        return await self._members[-1].send(data, deadline, patient=patient)
 
     async def close(self) -> None:
         """Close the channels."""
         for member in self._members:
             await member.close()
+
+
+async def _first(calls: Iterable['asyncio.Task[bytes]']) -> None:
+    """Wait until one call has an answer, or all have failed."""
+    waiting = {*calls}
+    while waiting:
+        done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        if any(not isinstance(_answer(call), BaseException) for call in done):
+            return
+
+
+def _answer(call: 'asyncio.Task[bytes]') -> bytes | BaseException:
+    return call.exception() or call.result()
 
 
 # Each of these changes the first reply in place.
@@ -86,6 +143,7 @@ def _searched(request: DataRequestProto, replies: Replies, away: dict[int, Clipf
     for position, doc in enumerate(first):
         for other in others:
             doc.matches.extend(other[position].matches)
+            doc.chunks.extend(chunk for chunk in other[position].chunks if chunk.modality == wire.BACKGROUND)
             if wire.ERROR in other[position].tags:
                 doc.tags[wire.ERROR] = other[position].tags[wire.ERROR]
         if away:
@@ -149,6 +207,24 @@ def _facetted(request: DataRequestProto, replies: Replies, away: dict[int, Clipf
     first['sampled'] = any(found['sampled'] for found in tags)
 
 
+def _noted(request: DataRequestProto, replies: Replies, away: dict[int, ClipflowError]) -> None:
+    """The sums of what the shards have in their logs."""
+    _need_all(away)
+    tags = next(iter(replies.values())).data.docs.docs[0].tags
+    parts = [MessageToDict(reply.data.docs.docs[0].tags) for reply in replies.values()]
+    tags.Clear()
+    tags.update(feedback.summed(parts))
+
+
+def _exported(request: DataRequestProto, replies: Replies, away: dict[int, ClipflowError]) -> None:
+    """Entries of all shards, and how far the longest of their logs goes."""
+    _need_all(away)
+    first, *others = (reply.data.docs.docs for reply in replies.values())
+    for other in others:
+        first[0].tags['last'] = max(first[0].tags['last'], other[0].tags['last'])
+        first.extend(other[1:])
+
+
 def _told(request: DataRequestProto, replies: Replies, away: dict[int, ClipflowError]) -> None:
     """What earlier stages said, then what each shard says."""
     first, *others = (reply.data.docs.docs for reply in replies.values())
@@ -172,6 +248,7 @@ def _fail(doc: DocumentProto, error: ClipflowError) -> None:
 
 
 _PAGE = (('offset', 0), ('limit', 10))
+_PARTIAL = ('/search', '/status')
 _MERGES = {
     '/search': _searched,
     '/index': _owned,
@@ -181,5 +258,8 @@ _MERGES = {
     '/snapshot': _counted,
     '/get': _got,
     '/facets': _facetted,
+    '/feedback/stats': _noted,
+    '/feedback/export': _exported,
+    '/feedback/purge': _counted,
     '/status': _told,
 }

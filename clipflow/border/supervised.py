@@ -26,6 +26,7 @@ class Stage:
         self.name = str(args.name)
         self.restarts: deque[float] = deque(maxlen=_MAX_RESTARTS)
         self.ready = False
+        self._starts_in_vain = 0
         self._pod: Any = None
 
     def start(self) -> None:
@@ -67,8 +68,14 @@ class Stage:
         """After its death.
 
         Raises:
-            StageFailed: it has died too often within a minute.
+            StageFailed: it has died too often within a minute, or in as many starts one after the other, however long
+                these took.
         """
+        self._starts_in_vain = 0 if self.ready else self._starts_in_vain + 1
+        if self._starts_in_vain == _MAX_RESTARTS:
+            raise StageFailed(
+                f'the stage {self.name} did not start, {_MAX_RESTARTS} times in a row; its own message stands above'
+            )
         now = time.monotonic()
         if len(self.restarts) == _MAX_RESTARTS and now - self.restarts[0] < _RESTART_WINDOW_SECONDS:
             raise StageFailed(f'the stage {self.name} died {_MAX_RESTARTS + 1} times within a minute')

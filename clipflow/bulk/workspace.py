@@ -8,7 +8,7 @@ from pathlib import Path
 
 from clipflow.errors import InvalidParameter, NotFound
 from clipflow.sharding import shard_of
-from clipflow.store import generations
+from clipflow.store import generations, layout
 from clipflow.store.connection import lock
 from clipflow.store.reading import Record
 from clipflow.store.sqlite import Store
@@ -40,7 +40,7 @@ def shards_in(folder: Path) -> int:
     Raises:
         NotFound: there are none.
     """
-    found = [path for path in folder.glob('[0-9]*') if (path / 'documents.db').is_file()] if folder.is_dir() else []
+    found = layout.shards(folder)
     if not found:
         raise NotFound(f'there are no documents in {folder}; check CLIPFLOW_WORKSPACE')
     return len(found)

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 GIGABYTE = 1024**3
+_SQLITE = (3, 35)
+"""RETURNING."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +27,9 @@ def add_commands(commands: Any) -> None:
     command = commands.add_parser(
         'doctor',
         help='check the installation',
-        description='Look at settings, model, encoder, disk and ports, and say what is wrong and what would be faster. '
-        'Starts nothing and changes nothing; the exit code is 1 if a service could not start.',
+        description='Look at packages and their versions, settings, model, encoder, documents, disk and ports, and say '
+        'all that is wrong, what to do, and what would be faster. Starts nothing and changes nothing; the exit code is '
+        '1 if there is a fault.',
     )
     command.set_defaults(run=run)
 
@@ -55,8 +58,51 @@ def _tried(subject: str, check: Callable[[], Iterator[Finding]]) -> Callable[[],
             yield from check()
         except ClipflowError as error:
             yield Finding('fault', subject, error.message)
+        except ImportError as error:
+            yield Finding('fault', subject, f'cannot be looked at: {error}; see what is said about packages')
 
     return checked
+
+
+def _packages() -> Iterator[Finding]:
+    from clipflow.cli import installation
+
+    if fault := installation.python_fault():
+        yield Finding('fault', 'packages', fault)
+    pins = installation.pins()
+    if pins is None:
+        yield Finding('note', 'packages', 'clipflow is not installed as a package, so nobody knows what it needs here')
+        return
+    wrong = list(installation.wrong(pins))
+    yield from (Finding('fault', 'packages', sentence) for sentence in wrong)
+    if not wrong:
+        yield Finding('ok', 'packages', 'all that a service needs, in the versions that go together')
+    missing = []
+    for extra, needed in installation.extras(pins).items():
+        there = {pin.name: pin.there() for pin in needed}
+        if None in there.values():
+            missing.append(extra)
+            continue
+        for pin in needed:
+            if not pin.is_met_by(there[pin.name]):
+                sentence = f'{pin.name} is {there[pin.name]}, but {extra} was tried with {pin.version}'
+                yield Finding('note', 'extras', f'{sentence}; pip install "clipflow[{extra}]"')
+    if missing:
+        yield Finding('ok', 'extras', f'not installed, and needed for what they are for only: {", ".join(missing)}')
+
+
+def _versions() -> Iterator[Finding]:
+    import platform
+    import sqlite3
+
+    from clipflow import __version__
+
+    said = f'clipflow {__version__}, Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}'
+    if sqlite3.sqlite_version_info < _SQLITE:
+        least = '.'.join(map(str, _SQLITE))
+        yield Finding('fault', 'versions', f'{said}: SQLite must be {least} or later; take a newer Python or system')
+    else:
+        yield Finding('ok', 'versions', f'{said}, {platform.system()} {platform.release()} on {platform.machine()}')
 
 
 def _settings() -> Iterator[Finding]:
@@ -110,6 +156,48 @@ def _disk() -> Iterator[Finding]:
         yield Finding(state, subject, f'{place}, {free:.1f} GB free')
 
 
+def _documents() -> Iterator[Finding]:
+    from contextlib import closing
+
+    from clipflow.settings import IndexerSettings
+    from clipflow.store import generations, layout
+    from clipflow.store.connection import connect, translated
+    from clipflow.store.migrations import STEPS
+    from clipflow.weights import load_spec
+
+    settings = IndexerSettings.load()
+    if settings.workspace.exists() and not settings.workspace.is_dir():
+        return  # said of the disk
+    if (settings.workspace / layout.RESTORED).is_dir():
+        yield Finding('note', 'documents', 'a restore was interrupted; the next start brings it to its end')
+        return
+    shards = layout.shards(generations.current(settings.workspace))
+    if not shards:
+        yield Finding('ok', 'documents', 'there are none yet')
+        return
+    total, models = 0, {}
+    for directory in shards.values():
+        with translated(), closing(connect(directory / layout.DOCUMENTS)) as db:
+            version = db.execute('PRAGMA user_version').fetchone()[0]
+            if version > len(STEPS):
+                sentence = f'{directory} has schema {version}, written by a newer clipflow; install that version'
+                yield Finding('fault', 'documents', sentence)
+                return
+            meta = dict(db.execute('SELECT name, value FROM meta'))
+            count = db.execute('SELECT count(*) FROM documents').fetchone()[0]
+        total += count
+        if count:
+            models[meta['fingerprint']] = meta['model']
+    spec = load_spec(settings.model)
+    for name in (name for fingerprint, name in models.items() if fingerprint != spec.fingerprint):
+        sentence = (
+            f'they are of the model {name!r}, not of {spec.name!r}; set CLIPFLOW_MODEL, or call `clipflow reindex`'
+        )
+        yield Finding('fault', 'documents', sentence)
+    if not models.keys() - {spec.fingerprint}:
+        yield Finding('ok', 'documents', f'{total:,} in {len(shards)} shard{"s" if len(shards) > 1 else ""}')
+
+
 def _existing(place: Path) -> Path:
     """The place itself, or the nearest folder above it that is there."""
     return next(path for path in (place, *place.parents) if path.exists())
@@ -130,9 +218,12 @@ def _ports() -> Iterator[Finding]:
 
 
 _CHECKS = (
-    _settings,
+    _packages,
+    _versions,
+    _tried('settings', _settings),
     _tried('model', _model),
     _tried('encoder', _encoder),
+    _tried('documents', _documents),
     _tried('disk', _disk),
     _tried('port', _ports),
 )

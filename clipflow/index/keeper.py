@@ -23,6 +23,7 @@ from clipflow.index import snapshot
 from clipflow.index.build import QUERIES, build
 from clipflow.index.choice import Choice, Wanted, choose
 from clipflow.index.layered import LayeredIndex
+from clipflow.store import layout
 from clipflow.store.sqlite import Store
 
 log = logging.getLogger('clipflow.indexer')
@@ -174,7 +175,7 @@ class Keeper:
 
     @property
     def _folder(self) -> Path:
-        return self._store.directory / 'snapshots'
+        return self._store.directory / layout.SNAPSHOTS
 
     def _start(self) -> None:
         begun = time.monotonic()

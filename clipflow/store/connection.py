@@ -10,6 +10,7 @@ from typing import Any
 
 from clipflow.errors import ClipflowError, Conflict, Internal, ReadOnly, StorageFull, Unavailable
 from clipflow.filters import REGEX_FUNCTION
+from clipflow.store import layout
 
 _REGEX_SECONDS = 0.05
 _ERRORS: dict[int, tuple[type[ClipflowError], str]] = {
@@ -54,7 +55,7 @@ def lock(directory: Path) -> int:
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(directory / 'lock', os.O_RDWR | os.O_CREAT, 0o600)
+        descriptor = os.open(directory / layout.LOCK, os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
         raise ReadOnly(f'the workspace {directory} cannot be written: {error.strerror}') from None
     try:

@@ -1,84 +1,86 @@
 """What people thought of results: a durable log beside the documents, which outlives every generation of them."""
 
 import json
+import sqlite3
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from clipflow import clicks
+from clipflow.clicks import Feedback
 from clipflow.errors import ReadOnly
+from clipflow.store import layout
 from clipflow.store.connection import connect, translated
+from clipflow.store.migrations import migrate
 
-_SCHEMA = (
-    'CREATE TABLE IF NOT EXISTS feedback ('
-    ' number INTEGER PRIMARY KEY AUTOINCREMENT, time REAL NOT NULL, user TEXT NOT NULL, model TEXT NOT NULL,'
-    ' text TEXT NOT NULL, vector BLOB NOT NULL, shown TEXT NOT NULL, clicked TEXT NOT NULL, disliked TEXT NOT NULL)'
-)
+_ROWS_PER_READ = 1000
+_COLUMNS = 'time, user, model, head, text, vector, shown, scores, clicked, disliked'
 
 
-@dataclass(frozen=True)
-class Feedback:
-    """One answer of the service and what became of it.
+def _m001_feedback(db: sqlite3.Connection) -> None:
+    # The first release made the table without a number of the schema.
+    db.execute(
+        'CREATE TABLE IF NOT EXISTS feedback ('
+        ' number INTEGER PRIMARY KEY AUTOINCREMENT, time REAL NOT NULL, user TEXT NOT NULL, model TEXT NOT NULL,'
+        ' text TEXT NOT NULL, vector BLOB NOT NULL, shown TEXT NOT NULL, clicked TEXT NOT NULL, disliked TEXT NOT NULL)'
+    )
 
-    Attributes:
-        text: of the query; empty for another kind of query.
-        vector: of the query, float32 of unit length, [D].
-        model: fingerprint of the model that made it.
-        shown: ids of the results, in their order.
-        clicked, disliked: some of them.
-        user: whose, as the caller names people; may be empty.
-    """
 
-    text: str
-    vector: NDArray[np.float32]
-    model: str
-    shown: tuple[str, ...]
-    clicked: tuple[str, ...]
-    disliked: tuple[str, ...]
-    user: str = ''
+def _m002_scores_and_head(db: sqlite3.Connection) -> None:
+    db.execute("ALTER TABLE feedback ADD COLUMN scores TEXT NOT NULL DEFAULT '[]'")
+    db.execute("ALTER TABLE feedback ADD COLUMN head TEXT NOT NULL DEFAULT ''")
+    db.execute('CREATE INDEX feedback_by_user ON feedback (user)')
+
+
+STEPS = (_m001_feedback, _m002_scores_and_head)
 
 
 class FeedbackLog:
-    """Appends to `<workspace>/feedback/<shard>.db`; durable on return. For one thread at a time."""
+    """Appends to `<workspace>/feedback/<shard>.db`; durable on return. For one thread at a time.
+
+    Raises:
+        ReadOnly, Conflict: the file cannot be written, or a newer clipflow has written it.
+    """
 
     def __init__(self, workspace: Path, shard: int) -> None:
-        folder = workspace / 'feedback'
+        folder = workspace / layout.FEEDBACK
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ReadOnly(f'the workspace {workspace} cannot be written: {error.strerror}') from None
         with translated():
             self._db = connect(folder / f'{shard}.db')
-            self._db.execute(_SCHEMA)
+            # What is purged is to be gone from the file too.
+            self._db.execute('PRAGMA secure_delete = ON')
+            migrate(self._db, STEPS)
 
     def append(self, entries: Sequence[Feedback]) -> int:
-        """Store all in one transaction; returns how many there were.
+        """Store all in one transaction, with the time of now; returns how many there were.
 
         Raises:
             StorageFull, ReadOnly: nothing of them is stored.
         """
+        now = time.time()
         rows = [
             (
-                time.time(),
+                now,
                 entry.user,
                 entry.model,
+                entry.head,
                 entry.text,
                 np.asarray(entry.vector, dtype=np.float32).tobytes(),
-                *(json.dumps(ids) for ids in (entry.shown, entry.clicked, entry.disliked)),
+                *(json.dumps(values) for values in (entry.shown, entry.scores, entry.clicked, entry.disliked)),
             )
             for entry in entries
         ]
+        marks = ', '.join('?' * len(_COLUMNS.split(',')))
         with translated():
             self._db.execute('BEGIN IMMEDIATE')
             try:
-                self._db.executemany(
-                    'INSERT INTO feedback (time, user, model, text, vector, shown, clicked, disliked)'
-                    ' VALUES (?, ?, ?, ?, ?, ?, ?, ?)',
-                    rows,
-                )
+                self._db.executemany(f'INSERT INTO feedback ({_COLUMNS}) VALUES ({marks})', rows)
                 self._db.execute('COMMIT')
             except BaseException:
                 if self._db.in_transaction:
@@ -86,11 +88,82 @@ class FeedbackLog:
                 raise
         return len(rows)
 
-    def count(self) -> int:
-        """Number of entries."""
+    def last(self) -> int:
+        """Number of the newest entry that there ever was."""
         with translated():
-            return int(self._db.execute('SELECT count(*) FROM feedback').fetchone()[0])
+            row = self._db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'feedback'").fetchone()
+        return int(row[0]) if row else 0
+
+    def page(self, after: int, count: int, user: str | None = None) -> list[Feedback]:
+        """Entries with the numbers from `after` + 1 to `after` + `count`; of one user, or of all."""
+        condition, more = ('', ()) if user is None else (' AND user = ?', (user,))
+        sql = f'SELECT {_COLUMNS} FROM feedback WHERE number > ? AND number <= ?{condition} ORDER BY number'
+        with translated():
+            rows = self._db.execute(sql, (after, after + count, *more)).fetchall()
+        return [_entry(row) for row in rows]
+
+    def stats(self) -> dict[str, Any]:
+        """Sums about all entries, as JSON; those of several logs can be added (`summed`)."""
+        totals = (
+            'count(*), coalesce(sum(json_array_length(clicked)), 0)',
+            'coalesce(sum(json_array_length(disliked)), 0)',
+        )
+        with translated():
+            entries, clicked, disliked, first, last = self._db.execute(
+                f'SELECT {", ".join(totals)}, min(time), max(time) FROM feedback'
+            ).fetchone()
+            users = self._db.execute("SELECT DISTINCT user FROM feedback WHERE user != ''").fetchall()
+            heads = self._db.execute('SELECT head, count(*) FROM feedback GROUP BY head').fetchall()
+        return {
+            'entries': entries,
+            'clicked': clicked,
+            'disliked': disliked,
+            'users': [row[0] for row in users],
+            'heads': dict(heads),
+            'first': first,
+            'last': last,
+            'counts': clicks.counted(self._shown()).json(),
+        }
+
+    def _shown(self) -> Iterator[tuple[list[str], list[float], list[str]]]:
+        with translated():
+            for row in self._db.execute('SELECT shown, scores, clicked FROM feedback'):
+                shown, scores, clicked = (json.loads(value) for value in row)
+                yield shown, scores, clicked
+
+    def purge(self, user: str | None, before: float | None) -> int:
+        """Delete entries of a user, or of all, that are older than a time, or all; returns how many."""
+        conditions = {'user = ?': user, 'time < ?': before}
+        given = {condition: value for condition, value in conditions.items() if value is not None}
+        with translated():
+            done = self._db.execute(f'DELETE FROM feedback WHERE {" AND ".join(given)}', tuple(given.values()))
+            self._db.execute('PRAGMA wal_checkpoint(TRUNCATE)')
+        return done.rowcount
 
     def close(self) -> None:
         """Close the file."""
         self._db.close()
+
+
+def _entry(row: Sequence[Any]) -> Feedback:
+    when, user, model, head, text, vector, *lists = row
+    shown, scores, clicked, disliked = (tuple(json.loads(value)) for value in lists)
+    array = np.frombuffer(vector, dtype=np.float32)
+    return Feedback(text, array, model, shown, clicked, disliked, scores, user, head, when)
+
+
+def summed(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The statistics of several logs as one."""
+    heads: dict[str, int] = {}
+    for part in parts:
+        for head, count in part['heads'].items():
+            heads[head] = heads.get(head, 0) + int(count)
+    times = [part[name] for part in parts for name in ('first', 'last') if part[name] is not None]
+    return {
+        **{name: sum(int(part[name]) for part in parts) for name in ('entries', 'clicked', 'disliked')},
+        'users': sorted({user for part in parts for user in part['users']}),
+        'heads': heads,
+        'first': min(times, default=None),
+        'last': max(times, default=None),
+        'counts': clicks.merged(part['counts'] for part in parts).json(),
+    }

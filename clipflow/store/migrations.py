@@ -1,7 +1,7 @@
 """The schema, as numbered steps. `PRAGMA user_version` counts those taken; a released step never changes."""
 
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from clipflow.errors import Conflict
 
@@ -31,24 +31,29 @@ def _m002_changes(db: sqlite3.Connection) -> None:
 STEPS: tuple[Callable[[sqlite3.Connection], None], ...] = (_m001_documents, _m002_changes)
 
 
-def migrate(db: sqlite3.Connection) -> None:
+def migrate(db: sqlite3.Connection, steps: Sequence[Callable[[sqlite3.Connection], None]] | None = None) -> None:
     """Bring the database to the newest schema, in one transaction.
+
+    Args:
+        db: the database.
+        steps: of its schema; those of documents by default.
 
     Raises:
         Conflict: a newer clipflow has written it.
     """
+    steps = STEPS if steps is None else steps
     version = int(db.execute('PRAGMA user_version').fetchone()[0])
-    if version > len(STEPS):
+    if version > len(steps):
         raise Conflict(
-            f'this workspace has schema {version}, written by a newer clipflow; this one knows up to {len(STEPS)}'
+            f'this workspace has schema {version}, written by a newer clipflow; this one knows up to {len(steps)}'
         )
-    if version == len(STEPS):
+    if version == len(steps):
         return
     db.execute('BEGIN IMMEDIATE')
     try:
-        for step in STEPS[version:]:
+        for step in steps[version:]:
             step(db)
-        db.execute(f'PRAGMA user_version = {len(STEPS)}')
+        db.execute(f'PRAGMA user_version = {len(steps)}')
         db.execute('COMMIT')
     except BaseException:
         db.execute('ROLLBACK')

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipflow.filters import Filter
+from clipflow.store import layout
 from clipflow.store.connection import connect, translated
 
 _VARIABLES = 30_000
@@ -45,7 +46,7 @@ class Documents:
         self._all: list[sqlite3.Connection] = []
 
     def _connect(self) -> sqlite3.Connection:
-        self._all.append(connect(self.directory / 'documents.db'))
+        self._all.append(connect(self.directory / layout.DOCUMENTS))
         return self._all[-1]
 
     def _read(self, sql: str, parameters: Sequence[Any] = ()) -> list[Any]:
@@ -60,7 +61,8 @@ class Documents:
 
     def identity(self) -> str:
         """Tells this store from others that were in its place before."""
-        return f'{self.directory.parent.name}/{self.directory.name}:{(self.directory / "documents.db").stat().st_ino}'
+        file = self.directory / layout.DOCUMENTS
+        return f'{self.directory.parent.name}/{self.directory.name}:{file.stat().st_ino}'
 
     def model(self) -> tuple[str, str]:
         """Fingerprint and name of the model that made the vectors."""

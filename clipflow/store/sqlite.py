@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from clipflow.errors import Conflict, DimensionMismatch, ModelMismatch
 from clipflow.filters import Filter, index_expression
+from clipflow.store import layout
 from clipflow.store.connection import lock, translated
 from clipflow.store.migrations import migrate
 from clipflow.store.reading import Documents, Record, chunks
@@ -67,8 +68,8 @@ class Store(Documents):
             )
         elif int(meta.get('shards', '1')) != shards:
             raise Conflict(_other_shards(self.directory, f'one of {meta.get("shards", "1")} shards', shards))
-        others = [_number(path) for path in self.directory.parent.glob('[0-9]*/documents.db')]
-        if -1 < _number(self.directory / 'documents.db') < shards <= max(others, default=0):
+        own = int(self.directory.name) if self.directory.name.isdigit() else -1
+        if -1 < own < shards <= max(layout.shards(self.directory.parent), default=0):
             raise Conflict(_other_shards(self.directory.parent, 'more shards', shards))
 
     def _index_tags(self, names: Collection[str]) -> None:
@@ -232,10 +233,6 @@ def _row(record: Record, sequence: int) -> tuple[str, int, str, str, str]:
 
 def _quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
-
-
-def _number(path: Path) -> int:
-    return int(path.parent.name) if path.parent.name.isdigit() else -1
 
 
 def _other_shards(place: Path, held: str, shards: int) -> str:

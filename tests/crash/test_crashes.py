@@ -202,6 +202,18 @@ def test_a_signal_during_indexing_stops_within_ten_seconds_and_loses_nothing(liv
     _assert_there(lives.service(), second)
 
 
+def test_more_signals_while_it_stops_change_nothing(lives: Lives) -> None:
+    service = lives.service()
+    service.post('/index', Document(id='kept', text='kept'))
+    service.process.terminate()
+    service.wait_for('clipflow: stopping', 20)
+    service.process.terminate()
+    assert service.terminate(signal.SIGINT) == 0
+    service.wait_until_gone(2)
+    assert 'Traceback' not in service.log
+    _assert_there(lives.service(), {'kept'})
+
+
 def test_a_service_whose_lines_nobody_reads_any_more_still_stops(running: Service) -> None:
     assert running.process.stderr is not None
     # As after `clipflow serve 2>&1 | head`; the descriptor, because a thread of ours reads the file object.

@@ -10,6 +10,7 @@ import pytest
 from docarray import Document
 from jina import Client as JinaClient
 
+from clipflow.store import layout
 from clipflow_client import Client
 from forms import long
 from service import Lives, Service, png, until
@@ -160,4 +161,18 @@ def test_a_stage_that_dies_again_and_again_stops_the_service_and_is_named(servic
     assert service.wait_until_ended(20) == 1
     assert service.lines[-1] == f'clipflow: unavailable: the stage ranker died {KILLS + 1} times within a minute\n'
     assert KILLS - before <= service.log.count('clipflow: ranker died') - before <= KILLS
+    service.wait_until_gone(5)
+
+
+def test_a_stage_that_dies_at_every_start_stops_the_service_after_five_tries(service: Service) -> None:
+    damaged = service.workspace / layout.GENERATION
+    damaged.write_text('not a name')
+    try:
+        service.kill('indexer')
+        assert service.wait_until_ended(300) == 1
+    finally:
+        damaged.unlink()
+    assert service.log.count('the indexer cannot start: internal: ') == KILLS
+    said = f'the stage indexer did not start, {KILLS} times in a row; its own message stands above'
+    assert service.lines[-1] == f'clipflow: unavailable: {said}\n'
     service.wait_until_gone(5)

@@ -2,12 +2,17 @@
 
 import os
 import socket
+import sqlite3
+import sys
 from pathlib import Path
 
 import pytest
 
 from clipflow.cli.main import main
+from clipflow.store import generations, layout
+from clipflow.store.sqlite import Store
 from service import free_port
+from unit.backup.places import fill
 
 
 @pytest.fixture(autouse=True)
@@ -24,10 +29,14 @@ def test_a_sound_installation(capsys: pytest.CaptureFixture[str], tmp_path: Path
     assert main(['doctor']) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == 'a service can start'
-    assert [line.split()[1].rstrip(':') for line in lines if line.startswith('ok')] == [
+    subjects = [line.split()[1].rstrip(':') for line in lines if line.startswith('ok')]
+    assert [subject for subject in subjects if subject != 'extras'] == [
+        'packages',
+        'versions',
         'settings',
         'model',
         'encoder',
+        'documents',
         'workspace',
         'cache',
         'port',
@@ -75,3 +84,99 @@ def test_a_faster_extra_is_named(capsys: pytest.CaptureFixture[str], monkeypatch
     monkeypatch.setattr('clipflow.sessions.registry._importable', lambda _: False)
     assert main(['doctor']) == 0
     assert 'note   encoder: the extra "openvino" is faster on this CPU' in capsys.readouterr().out
+
+
+def installed(place: Path, monkeypatch: pytest.MonkeyPatch, *requirements: str, python: str = '<3.12,>=3.11') -> None:
+    """As if this distribution of clipflow asked for these packages."""
+    folder = place / 'site' / 'clipflow-9.9.dist-info'
+    folder.mkdir(parents=True)
+    lines = ['Metadata-Version: 2.4', 'Name: clipflow', 'Version: 9.9', f'Requires-Python: {python}']
+    lines += [f'Requires-Dist: {requirement}' for requirement in requirements]
+    (folder / 'METADATA').write_text('\n'.join(lines) + '\n')
+    monkeypatch.setattr(sys, 'path', [str(folder.parent), *sys.path])
+
+
+def test_every_package_that_is_missing_or_of_another_version_is_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    numpy, pillow = __import__('numpy').__version__, __import__('PIL').__version__
+    needed = ['nowhere-to-be-found==1.2', f'numpy=={numpy}', 'pydantic==0.1; extra == "indexer"']
+    needed += ['pydantic==0.1; extra == "ranker"', 'also-missing==3; extra == "encoder"']
+    needed += [
+        'not-there==1; extra == "tensorrt"',
+        f'pillow=={pillow}+gpu; extra == "bulk"',
+        'rich==0.2; extra == "s3"',
+    ]
+    installed(tmp_path, monkeypatch, *needed, 'pytest==1; extra == "dev"', python='>=3.20')
+    assert main(['doctor']) == 1
+    lines = capsys.readouterr().out.splitlines()
+    here = f'{sys.version_info.major}.{sys.version_info.minor}'
+    pydantic = __import__('pydantic').VERSION
+    assert [line for line in lines if line.split()[1] in ('packages:', 'extras:')] == [
+        f'fault  packages: this is Python {here}, but clipflow takes >= 3.20; make another environment',
+        'fault  packages: nowhere-to-be-found, which everything needs, is not installed; '
+        'pip install "nowhere-to-be-found==1.2"',
+        f'fault  packages: pydantic is {pydantic}, but 0.1 goes with the other packages; pip install "pydantic==0.1"',
+        'fault  packages: also-missing, which the encoder needs, is not installed; pip install "also-missing==3"',
+        'note   extras: rich is 15.0.0, but s3 was tried with 0.2; pip install "clipflow[s3]"',
+        'ok     extras: not installed, and needed for what they are for only: tensorrt',
+    ]
+    assert lines[-1] == '4 faults'
+
+
+def test_a_package_that_cannot_be_imported_hides_nothing_else(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ('clipflow.settings', 'clipflow.weights'):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert main(['doctor']) == 1
+    lines = capsys.readouterr().out.splitlines()
+    (said,) = [line for line in lines if 'cannot be looked at' in line]  # several checks have the same to say
+    assert said.startswith('fault  settings: cannot be looked at: import of clipflow.settings halted')
+    assert any(line.startswith('ok     versions: clipflow ') for line in lines)
+
+
+def test_documents_of_another_model_or_of_a_newer_version_are_faults(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    fill(tmp_path / 'workspace', 3)
+    assert main(['doctor']) == 1
+    assert "fault  documents: they are of the model 'm', not of 'clip-mini'" in capsys.readouterr().out
+    path = generations.current(tmp_path / 'workspace') / '0' / layout.DOCUMENTS
+    with sqlite3.connect(path) as db:
+        db.execute('PRAGMA user_version = 77')
+    db.close()
+    assert main(['doctor']) == 1
+    assert 'has schema 77, written by a newer clipflow; install that version' in capsys.readouterr().out
+    path.write_bytes(b'nothing' * 1000)
+    assert main(['doctor']) == 1
+    assert 'fault  documents: the file documents.db in the workspace is not a database' in capsys.readouterr().out
+
+
+def test_documents_that_fit_are_counted_and_left_alone(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    from clipflow.settings import RoomSettings
+    from clipflow.weights import load_spec
+
+    fill(tmp_path / 'workspace', 3, shards=2, fingerprint=load_spec(RoomSettings.load().model).fingerprint)
+    before = sorted(path for path in tmp_path.rglob('*'))
+    store = Store(
+        generations.current(tmp_path / 'workspace') / '0', load_spec(RoomSettings.load().model).fingerprint, 'm', (), 2
+    )
+    assert main(['doctor']) == 0  # while it is served
+    store.close()
+    assert main(['doctor']) == 0
+    assert capsys.readouterr().out.count('ok     documents: 6 in 2 shards') == 2
+    assert sorted(path for path in tmp_path.rglob('*')) == before
+
+
+def test_a_pointer_that_is_damaged_and_a_restore_that_is_not_done(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / 'workspace').mkdir()
+    (tmp_path / 'workspace' / layout.GENERATION).write_text('../elsewhere')
+    assert main(['doctor']) == 1
+    assert 'generation is damaged; it should hold the name' in capsys.readouterr().out
+    (tmp_path / 'workspace' / layout.RESTORED).mkdir()
+    main(['doctor'])
+    assert 'note   documents: a restore was interrupted; the next start brings it to its end' in capsys.readouterr().out
+    assert (tmp_path / 'workspace' / layout.RESTORED).is_dir()

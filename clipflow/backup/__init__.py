@@ -1,0 +1,1 @@
+"""A workspace kept elsewhere, taken while it serves, and put back."""

@@ -1,0 +1,106 @@
+"""What our client sends again, against a server whose answers the test chooses."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import pytest
+from docarray import Document, DocumentArray
+from jina.proto.jina_pb2 import StatusProto
+from jina.types.request.data import DataRequest
+
+from clipflow import wire
+from clipflow.errors import InvalidDocument, NotFound, Unavailable
+from clipflow_client import Client
+
+Answer = Callable[[DocumentArray], DocumentArray]
+
+
+class Server:
+    """Answers one request after the other as it is told; an exception is the error of the whole request."""
+
+    def __init__(self) -> None:
+        self.answers: list[Answer | Exception] = []
+        self.asked: list[list[str]] = []
+        handler = grpc.unary_unary_rpc_method_handler(self._answer)
+        service = grpc.method_handlers_generic_handler(
+            'jina.JinaSingleDataRequestRPC', {'process_single_data': handler}
+        )
+        self._server = grpc.server(ThreadPoolExecutor(2))
+        self._server.add_generic_rpc_handlers((service,))
+        self.address = f'127.0.0.1:{self._server.add_insecure_port("127.0.0.1:0")}'
+        self._server.start()
+
+    def _answer(self, data: bytes, context: object) -> bytes:
+        request = DataRequest(data)
+        self.asked.append([doc.id for doc in request.docs])
+        answer, reply = self.answers.pop(0), DataRequest()
+        if isinstance(answer, Exception):
+            reply.header.status.code = StatusProto.ERROR
+            reply.header.status.description = repr(answer)
+        else:
+            reply.data.docs = answer(request.docs)
+        return bytes(reply.SerializeToString())
+
+    def stop(self) -> None:
+        self._server.stop(None)
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    server = Server()
+    yield server
+    server.stop()
+
+
+def failing(**errors: Exception) -> Answer:
+    """Documents come back as they are, some of them with an error."""
+
+    def answer(docs: DocumentArray) -> DocumentArray:
+        for doc in docs:
+            if doc.id in errors:
+                wire.fail(doc, errors[doc.id], 'indexer')
+        return docs
+
+    return answer
+
+
+def test_only_documents_whose_error_may_pass_are_sent_again(server: Server) -> None:
+    server.answers = [
+        failing(b=Unavailable('away'), c=InvalidDocument('bad')),
+        failing(b=Unavailable('away')),
+        failing(),
+    ]
+    with Client(server.address) as client:
+        outcomes = client.index([Document(id=name, text=name) for name in 'abc'])
+    assert server.asked == [['a', 'b', 'c'], ['b'], ['b']]
+    assert [(one.id, type(one.error)) for one in outcomes] == [
+        ('a', type(None)),
+        ('b', type(None)),
+        ('c', InvalidDocument),
+    ]
+
+
+def test_a_document_that_stays_away_comes_back_with_its_error(server: Server) -> None:
+    server.answers = [failing(b=Unavailable('away'))] * 3
+    with Client(server.address, retries=2) as client:
+        outcomes = client.index([Document(id=name, text=name) for name in 'ab'])
+    assert server.asked == [['a', 'b'], ['b'], ['b']]
+    assert [type(one.error) for one in outcomes] == [type(None), Unavailable]
+
+
+def test_a_document_is_not_taken_for_missing_when_its_shard_is_away(server: Server) -> None:
+    def away(docs: DocumentArray) -> DocumentArray:
+        found = DocumentArray([Document(id='a'), Document(id='b'), Document(id='c')])
+        return failing(b=Unavailable('away'), c=NotFound('no such document'))(found)
+
+    server.answers = [away]
+    with Client(server.address) as client, pytest.raises(Unavailable):
+        client.get(['a', 'b', 'c'])
+
+
+def test_what_must_not_be_done_twice_is_sent_once(server: Server) -> None:
+    server.answers = [Unavailable('away')]
+    with Client(server.address) as client, pytest.raises(Unavailable):
+        client.post('/feedback', DocumentArray([Document(text='a')]), {'shown': ['x'], 'clicked': ['x']})
+    assert len(server.asked) == 1
