@@ -77,8 +77,10 @@ class Access:
 
 def check(scope: Scope, endpoint: str) -> None:
     """Raises Forbidden if a key of this scope may not ask for an endpoint of the Flow."""
-    if endpoint in wire.WRITES and scope < Scope.WRITE:
-        raise Forbidden('this API key is for reading; what changes documents needs one for writing')
+    if endpoint in wire.WRITES | wire.PRIVATE and scope < Scope.WRITE:
+        raise Forbidden(
+            'this API key is for reading; what changes the service, or tells who clicked what, needs one for writing'
+        )
 
 
 class RateLimit:

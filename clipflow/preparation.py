@@ -9,6 +9,7 @@ from clipflow.errors import ClipflowError, InvalidDocument, ModelMismatch, TooLa
 from clipflow.pictures import Filled
 from clipflow.settings import PreprocessorSettings
 from clipflow.sources import Sources
+from clipflow.tags import drop_private_tags
 from clipflow.weights import ModelSpec
 
 STAGE = 'preprocessor'
@@ -43,8 +44,8 @@ class Preparation:
             keep: whether the encoded or raw picture has to come back with the reply.
         """
         try:
-            wire.drop_private_tags(doc)
-            for modality in (wire.THUMBNAIL, wire.ORIGINAL):
+            drop_private_tags(doc)
+            for modality in wire.CHUNKS:
                 while wire.detach(doc, modality) is not None:
                     pass
             self._prepare(doc, needs_content, trust_embedding, thumbnail, keep)
@@ -106,7 +107,7 @@ class Preparation:
                 raise InvalidDocument('a part of the query has no content')
             if part.chunks:
                 raise InvalidDocument('a part of a query cannot have parts of its own')
-            wire.drop_private_tags(part)
+            drop_private_tags(part)
             self._prepare(part, needs_content=True, trust_embedding=True, thumbnail=False, keep=False)
 
 

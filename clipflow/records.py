@@ -8,6 +8,7 @@ from docarray import Document
 
 from clipflow import wire
 from clipflow.store.reading import Record
+from clipflow.tags import tags_json
 
 
 def record_of(doc: Document) -> Record:
@@ -21,7 +22,7 @@ def record_of(doc: Document) -> Record:
         id=doc.id,
         text=doc.text or '',
         uri=doc.uri or '',
-        tags=wire.tags_json(doc),
+        tags=tags_json(doc),
         vector=np.asarray(doc.embedding, dtype=np.float32),
         thumbnail=thumbnail.blob if thumbnail is not None else None,
     )

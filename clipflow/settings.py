@@ -4,6 +4,7 @@ Every field's description is the text of docs/configuration.md, which is generat
 """
 
 import difflib
+import json
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -11,11 +12,12 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
-from clipflow import ROOT
+from clipflow import ROOT, templates
 from clipflow.errors import InvalidParameter
 
 PREFIX = 'CLIPFLOW_'
 MEGABYTE = 1024 * 1024
+_NO_TEMPLATES = 'it is not a JSON list of sentences, such as ["a photo of {}"]'
 
 
 class Settings(BaseSettings):
@@ -31,6 +33,12 @@ class Settings(BaseSettings):
     log_requests: bool = Field(False, description='A log line for each request in each stage, with its request id.')
     otlp_endpoint: str = Field(
         '', description='Host and port of an OpenTelemetry collector (OTLP by gRPC) for traces; none by default.'
+    )
+    drain_seconds: float = Field(
+        0.0,
+        ge=0,
+        description='Seconds for which a process that is told to stop still takes requests, while it says that it is '
+        'not ready: as long as those that send them need to learn of it. What is inside is answered in any case.',
     )
 
     @classmethod
@@ -153,14 +161,41 @@ class EncoderSettings(RoomSettings):
         0.0, ge=0, description='Seconds after which a tower that nobody has asked for is freed; 0 keeps both.'
     )
     threads: int = Field(0, ge=0, description='Threads of the model; 0: the cores divided by the replicas.')
+    templates: Annotated[tuple[str, ...] | None, NoDecode] = Field(
+        None,
+        description='Sentences with one place `{}` that the text of a query is put into, as a JSON list; `[]` for '
+        'none. By default those in the file `templates.json` of the model ([relevance](relevance.md)).',
+    )
+
+    @field_validator('templates', mode='before')
+    @classmethod
+    def _from_json(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            try:
+                value = json.loads(value)
+            except ValueError:
+                raise ValueError(_NO_TEMPLATES) from None
+        if value is not None and not isinstance(value, list | tuple):
+            raise ValueError(_NO_TEMPLATES)
+        return None if value is None else templates.checked(value)
 
 
-class IndexerSettings(RoomSettings):
-    """Settings of the indexer."""
+class KeepsFiles(Settings):
+    """For rooms that keep something across restarts."""
 
     workspace: Path = Field(
         ROOT / 'workspace', description='Directory of the stored documents; `workspace/` beside flow.yml.'
     )
+
+    @field_validator('workspace', mode='after')
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        return value.expanduser() if value.expanduser().is_absolute() else ROOT / value
+
+
+class IndexerSettings(RoomSettings, KeepsFiles):
+    """Settings of the indexer."""
+
     shard: int = Field(0, ge=0, description='Number of this shard, from 0 on ([indexer](indexer.md)).')
     shards: int = Field(1, ge=1, le=1024, description='How many shards there are; each keeps the ids that hash to it.')
     index_kind: str = Field(
@@ -206,14 +241,28 @@ class IndexerSettings(RoomSettings):
     def _names(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(',') if part.strip()) if isinstance(value, str) else value
 
-    @field_validator('workspace', mode='after')
-    @classmethod
-    def _absolute(cls, value: Path) -> Path:
-        return value.expanduser() if value.expanduser().is_absolute() else ROOT / value
 
-
-class RankerSettings(RoomSettings):
+class RankerSettings(RoomSettings, KeepsFiles):
     """Settings of the ranker."""
+
+    ranker_head: Path | None = Field(
+        None,
+        description='File of a head that orders results, made by `clipflow head train`; it is read again when it '
+        'changes ([relevance](relevance.md#learn-from-clicks)).',
+    )
+    ranker_heads: Path | None = Field(
+        None,
+        description='Directory from which heads are loaded, and where those that were live are kept; `ranker/` in the '
+        'workspace by default. Replicas of the ranker share it.',
+    )
+    ranker_depth: int = Field(
+        100, ge=1, le=10_000, description='How many of the best matches a head puts in its order.'
+    )
+    calibration: Path | None = Field(
+        None,
+        description='File that `clipflow calibrate` has written: what a score means as a probability of relevance '
+        '([relevance](relevance.md)).',
+    )
 
 
 class GatewaySettings(ReadsFiles):
@@ -243,6 +292,12 @@ class GatewaySettings(ReadsFiles):
     max_in_flight: int = Field(512, ge=1, description='Requests inside the Flow; one more is answered `overloaded`.')
     request_timeout: float = Field(
         600.0, gt=0, description='Seconds until a request without a deadline of its own is given up.'
+    )
+    shard_timeout: float = Field(
+        5.0,
+        gt=0,
+        description='Seconds for which a search waits for other shards once the first has answered; then it answers '
+        'without them ([indexer](indexer.md#shards)).',
     )
 
     @field_validator('cors_origins', mode='before')

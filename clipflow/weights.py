@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from clipflow import catalogue
+from clipflow import catalogue, templates
 from clipflow.errors import InvalidParameter, NotFound
 
 FAMILIES = ('clip', 'siglip', 'siglip2', 'chinese_clip', 'altclip', 'vision-text-dual-encoder')
@@ -64,6 +64,9 @@ class ModelSpec:
     """Temperature: similarity logits are scale times cosine."""
     activation: str
     """Activation the weights were trained with, where the catalogue knows better than the checkpoint; else empty."""
+    templates: tuple[str, ...] = ()
+    """Sentences that the text of a query is put into, from `templates.json`. Not in the fingerprint: stored vectors do
+    not depend on them."""
 
 
 def load_spec(model: str) -> ModelSpec:
@@ -104,6 +107,7 @@ def load_spec(model: str) -> ModelSpec:
         padding='fixed' if family in ('siglip', 'siglip2') else 'longest',
         scale=_scale(weights),
         activation=entry.activation if entry else '',
+        templates=_templates(directory / 'templates.json'),
     )
 
 
@@ -168,6 +172,21 @@ def _json(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise InvalidParameter(f'{path} is not a JSON object')
     return found
+
+
+def _templates(path: Path) -> tuple[str, ...]:
+    if not path.exists():
+        return ()
+    try:
+        found = json.loads(path.read_text(encoding='utf-8'))
+    except (OSError, ValueError) as error:
+        raise InvalidParameter(f'{path} cannot be read: {error}') from None
+    if not isinstance(found, list):
+        raise InvalidParameter(f'{path} is not a JSON list of texts with one place {templates.PLACE}')
+    try:
+        return templates.checked(found)
+    except ValueError as error:
+        raise InvalidParameter(f'{path}: {error}') from None
 
 
 def _weight_files(directory: Path) -> list[Path]:

@@ -5,7 +5,6 @@ Tags whose names begin with `__` are ours: a client's are dropped on entry.
 """
 
 import difflib
-import json
 import re
 import time
 from collections.abc import Iterator
@@ -13,15 +12,17 @@ from contextlib import contextmanager
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from docarray import Document, DocumentArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from clipflow import filters
+from clipflow import filters, templates
 from clipflow.errors import ClipflowError, Internal, InvalidDocument, InvalidParameter, NotFound, Timeout, from_code
 
 DEADLINE = '__deadline'
 REQUEST_ID = '__request_id'
 MODEL_NAME = '__model_name'
 TRACE = '__trace'
+CANDIDATES = '__candidates'
+HEAD = '__head'
 ERROR = '__error__'
 MODEL = '__model__'
 GROUP = '__group__'
@@ -31,19 +32,25 @@ KEY = '__key__'
 TRUNCATED = '__truncated__'
 THUMBNAIL = '__thumbnail__'
 ORIGINAL = '__original__'
+BACKGROUND = '__background__'
+CHUNKS = (THUMBNAIL, ORIGINAL, BACKGROUND)
+"""Modalities of the chunks that are ours."""
 MAX_ID_BYTES = 512
 MAX_LIMIT = 10_000
+MIXED = 250
+"""So many of the best are put into another order by `diversity`: five pages of 48 or so."""
 
 Include = Literal['tags', 'uri', 'thumbnail', 'embedding', 'key']
-IncludeFound = Literal['tags', 'uri', 'thumbnail', 'embedding', 'key', 'percentile']
+IncludeFound = Literal['tags', 'uri', 'thumbnail', 'embedding', 'key', 'percentile', 'probability']
 Texts = Annotated[tuple[str, ...], Field(min_length=1, max_length=1000)]
+Templates = Annotated[tuple[str, ...], AfterValidator(templates.checked)]
 
 
 class Parameters(BaseModel):
     """What every request may carry. Names that published clients send are accepted everywhere."""
 
     model_config = ConfigDict(extra='forbid', frozen=True, populate_by_name=True, protected_namespaces=())
-    own: ClassVar[tuple[str, ...]] = (DEADLINE, REQUEST_ID, MODEL_NAME, TRACE, '__results__')
+    own: ClassVar[tuple[str, ...]] = (DEADLINE, REQUEST_ID, MODEL_NAME, TRACE, CANDIDATES, HEAD, '__results__')
     silent: ClassVar[tuple[str, ...]] = ('minibatch_size', 'batch_size', 'model_name', 'drop_image_content')
 
     deadline: float | None = Field(None, alias=DEADLINE)
@@ -130,15 +137,26 @@ class SearchParameters(EncodeParameters, _Page):
     group_by: str | None = Field(None, min_length=1)
     dedup: float | None = Field(None, gt=0, le=1)
     sort_by: str | None = Field(None, pattern=r'^-?[^-]')
-    templates: Texts | None = None
+    diversity: float | None = Field(None, ge=0, le=1)
+    templates: Templates | None = None
+    """None: those of the encoder; empty: none."""
     rerank: bool = True
     nprobe: int | None = Field(None, ge=1)
     ef_search: int | None = Field(None, ge=1)
+    candidates: int = Field(0, alias=CANDIDATES)
+    """How many of the best the ranker's head is to order; 0 without one. The gateway puts it here."""
+    head: str | None = Field(None, alias=HEAD)
+    """Version of the head that the gateway takes for live, empty for none; None: it does not say."""
 
-    @field_validator('templates')
-    @classmethod
-    def _one_place(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        return _checked_templates(value)
+    @property
+    def reach(self) -> int:
+        """How many of the best the ranker has to see. It mixes always as many, so that a page begins the next."""
+        return max(self.limit + self.offset, self.candidates, MIXED if self.diversity else 0)
+
+    @property
+    def compares(self) -> bool:
+        """Whether the ranker needs the vectors of the matches."""
+        return self.dedup is not None or bool(self.diversity) or self.candidates > 0
 
     @model_validator(mode='after')
     def _relevant_set(self) -> Self:
@@ -146,6 +164,8 @@ class SearchParameters(EncodeParameters, _Page):
             raise ValueError(
                 "'sort_by' orders what is relevant: say with 'relevance' (such as 0.99) or 'min_score' what that is"
             )
+        if self.sort_by is not None and self.diversity:
+            raise ValueError("'sort_by' and 'diversity' are two orders; give one of them")
         return self
 
 
@@ -178,7 +198,12 @@ class FeedbackParameters(EncodeParameters):
     shown: Annotated[Ids, Field(min_length=1, max_length=1000)]
     clicked: Ids = ()
     disliked: Ids = ()
+    scores: tuple[Annotated[float, Field(ge=-1.001, le=1.001)], ...] = ()
     user: str = Field('', max_length=MAX_ID_BYTES)
+    head: str = Field('', alias=HEAD)
+    """Version of the head that is live. The gateway puts it here."""
+    templates: Templates | None = None
+    """As in the search."""
 
     @model_validator(mode='after')
     def _of_the_shown(self) -> Self:
@@ -186,32 +211,54 @@ class FeedbackParameters(EncodeParameters):
             raise ValueError(f"'clicked' and 'disliked' name results that are in 'shown'; {min(strange)!r} is not")
         if not self.clicked and not self.disliked:
             raise ValueError("say which of the results were 'clicked' or 'disliked'")
+        if self.scores and len(self.scores) != len(self.shown):
+            raise ValueError(f"'scores' has a cosine for each of 'shown': {len(self.shown)}, not {len(self.scores)}")
         return self
+
+
+class ExportParameters(Parameters):
+    """`/feedback/export`: entries whose numbers are `after` + 1 to `after` + `limit` in their shard."""
+
+    after: int = Field(0, ge=0)
+    limit: int = Field(1000, ge=1, le=MAX_LIMIT)
+    user: str | None = Field(None, min_length=1, max_length=MAX_ID_BYTES)
+
+
+class PurgeParameters(Parameters):
+    """`/feedback/purge`: entries of `user`, entries older than `before` (seconds since the epoch), or both at once."""
+
+    user: str | None = Field(None, min_length=1, max_length=MAX_ID_BYTES)
+    before: float | None = None
+
+    @model_validator(mode='after')
+    def _something(self) -> Self:
+        if self.user is None and self.before is None:
+            raise ValueError("say what to delete: 'user', 'before' or both")
+        return self
+
+
+class RankerParameters(Parameters):
+    """`/ranker`: another head of the ranker. `load` takes the file `path` in the directory of heads, or the content of
+    a file from the Document.
+    """
+
+    do: Literal['load', 'rollback', 'off']
+    path: str = Field('', max_length=1000)
+    force: bool = False
+    """Load a head that did not pass its check on held-out queries."""
 
 
 class ClassifyParameters(EncodeParameters):
     """`/classify`."""
 
     labels: Texts
-    templates: Texts = ('{}',)
-
-    @field_validator('templates')
-    @classmethod
-    def _one_place(cls, value: tuple[str, ...]) -> tuple[str, ...] | None:
-        return _checked_templates(value)
+    templates: Annotated[Templates, Field(min_length=1)] = ('{}',)
 
     @model_validator(mode='after')
     def _distinct(self) -> Self:
         if len(set(self.labels)) < 2 or len(set(self.labels)) < len(self.labels):
             raise ValueError("parameter 'labels' needs at least two different labels")
         return self
-
-
-def _checked_templates(value: tuple[str, ...] | None) -> tuple[str, ...] | None:
-    for template in value or ():
-        if template.count('{}') != 1:
-            raise ValueError(f"each of 'templates' has one place '{{}}' for the text; {template!r} has not")
-    return value
 
 
 ENDPOINTS: dict[str, type[Parameters]] = {
@@ -226,12 +273,20 @@ ENDPOINTS: dict[str, type[Parameters]] = {
     '/get': GetParameters,
     '/facets': FacetParameters,
     '/feedback': FeedbackParameters,
+    '/feedback/stats': Parameters,
+    '/feedback/export': ExportParameters,
+    '/feedback/purge': PurgeParameters,
+    '/ranker': RankerParameters,
     '/status': Parameters,
     '/clear': Parameters,
     '/snapshot': Parameters,
 }
-WRITES = frozenset({'/index', '/update', '/delete', '/clear', '/snapshot'})
+WRITES = frozenset({'/index', '/update', '/delete', '/clear', '/snapshot', '/feedback/purge', '/ranker'})
 """What changes what is stored."""
+PRIVATE = frozenset({'/feedback/export'})
+"""What tells of people; as for writing, a key for reading is not enough."""
+ONCE = frozenset({'/feedback', '/ranker'})
+"""What must not be done twice; everything else may be sent again."""
 
 
 def parse_endpoint(endpoint: str) -> tuple[str, str | None]:
@@ -299,7 +354,7 @@ def read_mark(mark: object) -> tuple[str, str]:
 def strip(doc: Document) -> None:
     """Take out what only stages need to know, before a Document goes back."""
     doc.tags.pop(MODEL, None)
-    for modality in (THUMBNAIL, ORIGINAL):
+    for modality in CHUNKS:
         detach(doc, modality)
 
 
@@ -314,12 +369,6 @@ def check_id(doc: Document) -> None:
         raise InvalidDocument('a document needs an id that is not empty')
     if len(doc.id.encode('utf-8', 'surrogatepass')) > MAX_ID_BYTES:
         raise InvalidDocument(f'the id {doc.id[:40]!r}... is longer than {MAX_ID_BYTES} bytes')
-
-
-def drop_private_tags(doc: Document) -> None:
-    """Remove tags that are reserved for us, at every depth of the Document."""
-    for name in [name for name in doc.tags if name.startswith('__')]:
-        del doc.tags[name]
 
 
 def attach(doc: Document, modality: str, **content: Any) -> None:
@@ -340,45 +389,7 @@ def detach(doc: Document, modality: str) -> Document | None:
 
 def parts_of(doc: Document) -> list[Document]:
     """The weighted parts of a compound query: its chunks, without the private ones."""
-    return [chunk for chunk in doc.chunks if chunk.modality not in (THUMBNAIL, ORIGINAL)] if doc.chunks else []
-
-
-def tags_json(doc: Document) -> str:
-    """The tags as JSON, without private ones.
-
-    Raises:
-        InvalidDocument: for tags that JSON cannot hold (NaN, infinity, foreign types), and for a NUL in a text.
-    """
-    tags = {name: value for name, value in doc.tags.items() if not name.startswith('__')}
-    try:
-        text = json.dumps(tags, ensure_ascii=False, allow_nan=False)
-    except (TypeError, ValueError):
-        raise InvalidDocument(f'the tags of {doc.id!r} are not a JSON object (NaN and infinity are none)') from None
-    if '\\u0000' in text and _has_nul(tags):
-        # SQLite would end the text there, and a filter would take the rest for nothing.
-        raise InvalidDocument(f'the tags of {doc.id!r} hold the character NUL, which cannot be stored')
-    return text
-
-
-def _has_nul(value: Any) -> bool:
-    if isinstance(value, str):
-        return '\0' in value
-    if isinstance(value, dict):
-        return any(_has_nul(item) for pair in value.items() for item in pair)
-    return isinstance(value, list) and any(_has_nul(item) for item in value)
-
-
-def plain_tags(doc: Document) -> dict[str, Any]:
-    """The tags as plain values; whole numbers, which travel as floats, are whole again. Private ones are left out."""
-
-    def whole(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: whole(item) for key, item in value.items()}
-        if isinstance(value, list):
-            return [whole(item) for item in value]
-        return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else value
-
-    return {key: whole(value) for key, value in doc.tags.items() if not key.startswith('__')}
+    return [chunk for chunk in doc.chunks if chunk.modality not in CHUNKS] if doc.chunks else []
 
 
 def result_document(stage: str, tags: dict[str, Any]) -> DocumentArray:

@@ -13,6 +13,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from clipflow import ROOT
+from clipflow.rank.calibration import Calibration
+from clipflow.weights import load_spec
 from service import Service, spied_on
 
 
@@ -66,6 +69,28 @@ def model_service(
         running = Service(tmp_path_factory.mktemp('model'), {'CACHE': str(export_cache)})
     with running:
         yield running
+
+
+@pytest.fixture(scope='session')
+def _calibrated_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    folder = tmp_path_factory.mktemp('calibrated')
+    model = folder / 'clip-mini'
+    model.mkdir()
+    for file in (ROOT / 'models' / 'clip-mini').iterdir():
+        (model / file.name).symlink_to(file)
+    (model / 'templates.json').write_text('["a photo of {}"]')
+    made = Calibration(load_spec(str(model)).fingerprint, 'clip-mini', -4.0, 6.0, 0.4, 0.01, 100, 500)
+    made.write(folder / 'calibration.json')
+    settings = {'MODEL': str(model), 'CALIBRATION': str(folder / 'calibration.json')}
+    with Service(folder / 'workspace', {'RUNTIME': 'fake', **settings}) as running:
+        yield running
+
+
+@pytest.fixture
+def calibrated(_calibrated_service: Service) -> Service:
+    """As `fake`, with a model that has a template, and a ranker that has a calibration."""
+    _calibrated_service.post('/clear')
+    return _calibrated_service
 
 
 @pytest.fixture(scope='session')

@@ -22,6 +22,18 @@ def environment(name: str, requirements: Path) -> Path:
     return _made(name, requirements, install)
 
 
+def clip_retrieval() -> Path:
+    """The interpreter of an environment with clip-retrieval: its client and its front end, which need no torch."""
+    folder = ROOT / 'tests' / 'clients'
+    found = environment('clip-retrieval', folder / 'clip_retrieval_requirements.txt')
+    alone = str(folder / 'clip_retrieval_alone_requirements.txt')
+    command = [str(found), '-m', 'pip', 'install', '-q', '--no-deps', '-r', alone]
+    made = subprocess.run(command, capture_output=True, text=True, check=False)
+    if made.returncode:
+        pytest.skip(f'clip-retrieval cannot be installed here: {made.stderr.strip().splitlines()[-1]}')
+    return found
+
+
 def environment_by(name: str, script: Path) -> Path:
     """As `environment`, but a script makes it in the folder that it is given."""
     if not script.exists():

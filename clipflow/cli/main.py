@@ -5,10 +5,44 @@ import sys
 from collections.abc import Sequence
 
 from clipflow import __version__
-from clipflow.cli import classify, collection, doctor, export, index, manage, reindex, search, serve
+from clipflow.cli import (
+    backup,
+    calibrate,
+    classify,
+    collection,
+    doctor,
+    evaluate,
+    export,
+    feedback,
+    finetune,
+    head,
+    index,
+    manage,
+    reindex,
+    search,
+    serve,
+    train_mini,
+)
 from clipflow.errors import ClipflowError
 
-_COMMANDS = (serve, index, search, classify, manage, collection, reindex, export, doctor)
+_COMMANDS = (
+    serve,
+    index,
+    search,
+    classify,
+    manage,
+    collection,
+    reindex,
+    backup,
+    evaluate,
+    calibrate,
+    finetune,
+    train_mini,
+    feedback,
+    head,
+    export,
+    doctor,
+)
 
 
 def parser() -> argparse.ArgumentParser:

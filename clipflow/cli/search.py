@@ -20,6 +20,16 @@ def add_commands(commands: Any) -> None:
     command.add_argument('--limit', type=int, default=10, help='number of results (10)')
     command.add_argument('--filter', metavar='JSON', help='a condition on tags, such as \'{"folder": "/photos"}\'')
     command.add_argument('--min-score', type=float, metavar='COSINE', help='leave out what fits less')
+    command.add_argument(
+        '--template',
+        action='append',
+        metavar='TEXT',
+        help='put the text into this sentence at {}; several are averaged, and an empty one is for none',
+    )
+    command.add_argument('--diversity', type=float, metavar='SHARE', help='how much results are to differ (0 to 1)')
+    command.add_argument(
+        '--probability', action='store_true', help='how probable it is that a result is what was asked for'
+    )
     shape = command.add_mutually_exclusive_group()
     shape.add_argument('--json', action='store_true', help='print JSON')
     shape.add_argument('--grid', type=Path, metavar='FILE', help='also save a picture of the results')
@@ -41,8 +51,12 @@ def run(given: argparse.Namespace) -> int:
             raise InvalidFilter(f'--filter is not JSON: {error}') from None
     if given.min_score is not None:
         parameters['min_score'] = given.min_score
-    if given.grid is not None:
-        parameters['include'] = ['tags', 'uri', 'thumbnail']
+    if given.template is not None:
+        parameters['templates'] = [template for template in given.template if template]
+    if given.diversity is not None:
+        parameters['diversity'] = given.diversity
+    further = {'thumbnail': given.grid is not None, 'probability': given.probability}
+    parameters['include'] = ['tags', 'uri', *(name for name, wanted in further.items() if wanted)]
     with opened(given) as client:
         matches = client.search(given.image if given.image is not None else given.text, **parameters)
     if given.json:
@@ -67,9 +81,11 @@ def _table(matches: 'list[Match]') -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table('', 'score', 'id', box=box.SIMPLE_HEAD)
+    chances = any(match.probability is not None for match in matches)
+    table = Table('', 'score', *(['probability'] if chances else []), 'id', box=box.SIMPLE_HEAD)
     for place, match in enumerate(matches, 1):
-        table.add_row(str(place), f'{match.score:.3f}', escape(match.id))
+        chance = [] if not chances else ['' if match.probability is None else f'{match.probability:.3f}']
+        table.add_row(str(place), f'{match.score:.3f}', *chance, escape(match.id))
     console = Console()
     if not console.is_terminal:
         console = Console(width=200)

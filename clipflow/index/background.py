@@ -10,11 +10,10 @@ import threading
 import numpy as np
 from numpy.typing import NDArray
 
+from clipflow.quantiles import DECIMALS
 from clipflow.store.sqlite import Store
 
 SAMPLE = 1000
-DECIMALS = 6
-"""Of scores; what is compared with them is rounded alike."""
 _STALE = 0.1
 """The sample is drawn again when the collection has grown or shrunk by this share."""
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
@@ -43,13 +42,3 @@ class Background:
         keys = self._store.keys()
         scrambled = keys.astype(np.uint64) * _MULTIPLIER  # Fibonacci hashing: neighbours fall far apart
         return self._store.vectors_of(keys[np.argsort(scrambled)[:SAMPLE]])[1]
-
-
-def percentile(score: float, background: NDArray[np.float64]) -> float:
-    """Share of the sample that scores less, 0 to 1; 1 without a sample."""
-    return float(np.searchsorted(background, score) / len(background)) if len(background) else 1.0
-
-
-def floor_of(share: float, background: NDArray[np.float64]) -> float:
-    """The score above which a document is better than `share` of the sample; -1 without a sample."""
-    return float(np.quantile(background, share)) if len(background) else -1.0

@@ -5,8 +5,9 @@ pictures finds less for a text. Real queries count first; where there are few, m
 vectors as captions do.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,6 @@ from numpy.typing import NDArray
 from clipflow.index.approximate import Approximate
 from clipflow.index.choice import Choice
 from clipflow.index.layered import SPARE, LayeredIndex
-from clipflow.store.sqlite import Store
 
 QUERIES = 200
 """With so many the recall is known to about 0.005 (standard deviation at 0.98, ten places each)."""
@@ -31,7 +31,27 @@ Watch = Callable[[str, float], None]
 """Is told a phase and how much of it is done, 0 to 1; may raise to stop the work."""
 
 
-def build(store: Store, choice: Choice, asked: NDArray[np.float32], recall: float, watch: Watch) -> LayeredIndex:
+class Stored(Protocol):
+    """Vectors under their keys, as a store has them."""
+
+    def count(self) -> int:
+        """N."""
+        ...
+
+    def dimension(self) -> int:
+        """D."""
+        ...
+
+    def vectors(self, step: int = 1) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        """All keys and vectors, or one of `step`, in blocks of [n] and [n, D]."""
+        ...
+
+    def vectors_of(self, keys: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Of [N] keys those that exist, [n], and their vectors, [n, D]."""
+        ...
+
+
+def build(store: Stored, choice: Choice, asked: NDArray[np.float32], recall: float, watch: Watch) -> LayeredIndex:
     """An index of everything in the store.
 
     Args:
@@ -66,7 +86,7 @@ def build(store: Store, choice: Choice, asked: NDArray[np.float32], recall: floa
     return index
 
 
-def sampled(stores: Sequence[Store], main: Approximate) -> NDArray[np.float32]:
+def sampled(stores: Sequence[Stored], main: Approximate) -> NDArray[np.float32]:
     """Vectors from everywhere in some stores, [N, D], as many as `main` needs to learn from."""
     wanted = max(main.lists * _SAMPLE_PER_LIST, _SAMPLE)
     step = max(1, sum(store.count() for store in stores) // wanted)

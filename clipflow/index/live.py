@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 
 from clipflow import order
 from clipflow.filters import Filter
-from clipflow.index.background import DECIMALS, Background, floor_of, percentile
+from clipflow.index.background import Background
 from clipflow.index.base import Effort
 from clipflow.index.choice import Wanted
 from clipflow.index.keeper import Keeper, Snapshots
+from clipflow.quantiles import DECIMALS, floor_of, percentile
 from clipflow.store.reading import Record
 from clipflow.store.sqlite import Store
 from clipflow.vectors import distinct
@@ -124,6 +125,10 @@ class LiveIndex:
         if query.drops or query.sort_by or query.relevance is not None or query.percentiles:
             return [self._sifted(row, allowed, query) for row in queries]
         return self._nearest(queries, query.limit, allowed, query)
+
+    def background(self, queries: NDArray[np.float32]) -> list[NDArray[np.float64]]:
+        """For each of [Q, D] unit vectors its cosines with the sample that percentiles are taken from, ascending."""
+        return [self._background.scores(row, len(self)) for row in queries]
 
     def _nearest(
         self, queries: NDArray[np.float32], count: int, allowed: NDArray[np.int64] | None, query: Query

@@ -1,22 +1,34 @@
 """Orders and scores of matches."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from docarray import Document, DocumentArray
 from docarray.score import NamedScore
+from numpy.typing import NDArray
 
 from clipflow import order, wire
 from clipflow.errors import InvalidDocument
+from clipflow.quantiles import DECIMALS, floor_of, percentile, share_above
+from clipflow.rank.calibration import Calibration
+from clipflow.rank.diversity import mixed
+from clipflow.rank.head import Head
+from clipflow.tags import drop_private_tags
 from clipflow.vectors import distinct
 from clipflow.wire import SearchParameters
 
 STAGE = 'ranker'
 
 
-def merge(doc: Document, parameters: SearchParameters) -> None:
+def merge(
+    doc: Document, parameters: SearchParameters, head: Head | None = None, calibration: Calibration | None = None
+) -> None:
     """Bring the matches of one query into their final order, and cut the page that was asked for.
 
-    Best cosine first, ties by id, one an id and a group, no near-duplicates; or in the order of a tag. One index
-    answers in this order already; several shards answer one after the other.
+    Best cosine first, ties by id, one an id and a group, no near-duplicates; or in the order of a tag, or mixed. One
+    index answers in the first two orders already; several shards answer one after the other, each with the sample that
+    it compares scores with. With a head its order is that of the best `parameters.candidates`, and the rest follows as
+    it was, so that a page begins the next.
     """
     matches = sorted(doc.matches, key=lambda match: (-match.scores['cosine'].value, match.id))
     seen: set[str] = set()
@@ -26,19 +38,63 @@ def merge(doc: Document, parameters: SearchParameters) -> None:
         if not marks & seen:
             kept.append(match)
             seen |= marks
+    background = _background(doc)
+    if parameters.relevance is not None and parameters.sort_by is None:
+        floor = floor_of(parameters.relevance, background)
+        kept = [match for match in kept if _score(match) >= floor]
     if parameters.dedup is not None and kept:
         # Each shard knows its own duplicates only.
-        rows = np.stack([match.embedding for match in kept]).astype(np.float32)
-        kept = [kept[number] for number in distinct(rows, parameters.dedup)]
+        kept = [kept[number] for number in distinct(_rows(kept), parameters.dedup)]
+    depth = _by_head(doc, kept, head, parameters.candidates) if head is not None else 0
+    end = parameters.offset + parameters.limit
     if parameters.sort_by is not None:
         kept = order.ordered(kept, _mark, descending=order.parse(parameters.sort_by)[1])
-    doc.matches = DocumentArray(kept[parameters.offset : parameters.offset + parameters.limit])
+    elif parameters.diversity and kept:
+        size = depth or wire.MIXED  # scores of a head and cosines are not compared
+        pool, rest = kept[:size], kept[size:]
+        scores = np.array([match.scores['head'].value if depth else _score(match) for match in pool])
+        kept = [pool[number] for number in mixed(scores, _rows(pool), parameters.diversity, end)] + rest
+    doc.matches = DocumentArray(kept[parameters.offset : end])
     for match in doc.matches:
+        if 'percentile' in parameters.include and len(background):
+            match.scores['percentile'] = NamedScore(value=percentile(_score(match), background))
+        if 'probability' in parameters.include and calibration is not None and doc.text and not match.text:
+            score = np.array(_score(match))
+            found = calibration.probability(score, share_above(score, background))
+            match.scores['probability'] = NamedScore(value=round(float(found), DECIMALS))
         if 'embedding' not in parameters.include:
             match.pop('embedding')
         kept_tags = {wire.KEY: match.tags[wire.KEY]} if wire.KEY in match.tags else {}
-        wire.drop_private_tags(match)
+        drop_private_tags(match)
         match.tags.update(kept_tags)
+
+
+def _by_head(doc: Document, matches: list[Document], head: Head, candidates: int) -> int:
+    """Put the first of `matches` into the order of the head, in place; how many."""
+    pool = matches[:candidates]
+    if not pool or doc.embedding is None:
+        return 0
+    found = head.scores(doc.embedding[None].astype(np.float32), _rows(pool))[0]
+    for match, score in zip(pool, found, strict=True):
+        match.scores['head'] = NamedScore(value=round(float(score), DECIMALS))
+    matches[:candidates] = sorted(pool, key=lambda match: (-match.scores['head'].value, match.id))
+    return len(pool)
+
+
+def _background(doc: Document) -> NDArray[np.float64]:
+    """The samples of all shards as one, ascending; empty where one index has compared by itself."""
+    samples = []
+    while (chunk := wire.detach(doc, wire.BACKGROUND)) is not None:
+        samples.append(chunk.tensor)
+    return np.sort(np.concatenate(samples)) if samples else np.empty(0)
+
+
+def _score(match: Document) -> float:
+    return round(float(match.scores['cosine'].value), DECIMALS)
+
+
+def _rows(matches: Sequence[Document]) -> NDArray[np.float32]:
+    return np.stack([match.embedding for match in matches]).astype(np.float32)
 
 
 def _mark(match: Document) -> order.Mark:
@@ -63,6 +119,6 @@ def clip_scores(doc: Document, scale: float) -> None:
             match.scores['clip_score'] = NamedScore(value=float(share), op_name='softmax')
             match.scores['clip_score_cosine'] = NamedScore(value=float(cosine), op_name='cosine')
             match.pop('embedding')
-            wire.drop_private_tags(match)
+            drop_private_tags(match)
     fit.sort(key=lambda match: (-match.scores['clip_score_cosine'].value, match.id))
     doc.matches = DocumentArray(fit + unfit)

@@ -15,6 +15,7 @@ from clipflow.web import (
     documents,
     health,
     jina_http,
+    learning,
     limits,
     model,
     openai,
@@ -50,6 +51,7 @@ def create_app(flow: FlowCall, settings: GatewaySettings, access: Access, metric
     app.include_router(documents.router(flow, settings.max_request_bytes))
     app.include_router(collection.router(flow, settings))
     app.include_router(model.router(flow))
+    app.include_router(learning.router(flow))
     app.include_router(jina_http.router(flow))
     app.include_router(page.router())
     app.include_router(clip_retrieval.router(flow))

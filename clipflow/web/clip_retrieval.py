@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from clipflow import wire
 from clipflow.errors import InvalidParameter
+from clipflow.tags import plain_tags
 from clipflow.web import bodies
 from clipflow.web.content import Query, Vector, query_document
 from clipflow.web.flow import FlowCall, only
@@ -182,7 +183,7 @@ def _key(doc: Document) -> int:
 
 
 def _fields(doc: Document) -> dict[str, Any]:
-    fields = {name: value for name, value in wire.plain_tags(doc).items() if name not in _OWN}
+    fields = {name: value for name, value in plain_tags(doc).items() if name not in _OWN}
     if re.match('https?:', doc.uri, re.IGNORECASE):
         fields['url'] = doc.uri
     elif doc.uri and not doc.uri.startswith('data:'):

@@ -12,6 +12,7 @@ from clipflow import wire
 from clipflow.errors import InvalidFilter, InvalidParameter, NotFound
 from clipflow.settings import GatewaySettings
 from clipflow.sources import Sources
+from clipflow.tags import plain_tags
 from clipflow.web.flow import FlowCall, document_json, only
 
 
@@ -44,7 +45,7 @@ def router(flow: FlowCall, settings: GatewaySettings) -> APIRouter:
         limit: int = Query(20, ge=1, le=1000, description='values of each tag'),
         filter: str | None = Query(None, description='a condition on tags, as JSON'),
     ) -> dict[str, Any]:
-        found = wire.plain_tags(only(await flow('/facets', DocumentArray(), {'limit': limit, **_condition(filter)})))
+        found = plain_tags(only(await flow('/facets', DocumentArray(), {'limit': limit, **_condition(filter)})))
         return {'facets': found['facets'], 'sampled': found['sampled']}
 
     @routes.get('/originals/{id:path}', summary='The file behind the URI of a document', response_class=Response)

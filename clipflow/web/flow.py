@@ -10,6 +10,7 @@ from docarray import Document, DocumentArray
 
 from clipflow import access, wire
 from clipflow.errors import ClipflowError, InvalidDocument, InvalidParameter
+from clipflow.tags import plain_tags
 
 _MAX_DEPTH = 24
 _LARGEST = 1.7e308
@@ -65,9 +66,13 @@ def from_base64(text: str) -> bytes:
 def match_json(match: Document) -> dict[str, Any]:
     """One result."""
     found: dict[str, Any] = {'id': match.id, 'score': round(match.scores['cosine'].value, 6), 'uri': match.uri or None}
-    found |= {'text': match.text or None, 'tags': wire.plain_tags(match)}
+    found |= {'text': match.text or None, 'tags': plain_tags(match)}
+    if 'head' in match.scores:
+        found['head'] = round(match.scores['head'].value, 6)
     if 'percentile' in match.scores:
         found['percentile'] = match.scores['percentile'].value
+    if 'probability' in match.scores:
+        found['probability'] = round(match.scores['probability'].value, 6)
     if match.embedding is not None:
         found['embedding'] = [float(x) for x in match.embedding]
     return found
@@ -79,7 +84,7 @@ def document_json(doc: Document) -> dict[str, Any]:
         'id': doc.id,
         'uri': doc.uri or None,
         'text': doc.text or None,
-        'tags': wire.plain_tags(doc),
+        'tags': plain_tags(doc),
     }
     if doc.embedding is not None:
         found['embedding'] = [float(x) for x in doc.embedding]

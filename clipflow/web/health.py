@@ -5,13 +5,14 @@ import time
 from typing import Any
 
 from docarray import DocumentArray
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 
 from clipflow import __version__
 from clipflow.errors import ClipflowError, NotReady
 from clipflow.metrics import CONTENT_TYPE, Metrics
+from clipflow.tags import plain_tags
 from clipflow.web.flow import FlowCall
-from clipflow.wire import DEADLINE, plain_tags
+from clipflow.wire import DEADLINE
 
 STAGES = ('preprocessor', 'encoder', 'indexer', 'ranker')
 _PROBE_SECONDS = 5.0
@@ -46,8 +47,10 @@ def router(flow: FlowCall, metrics: Metrics) -> APIRouter:
     async def healthz() -> dict[str, str]:
         return {'status': 'ok'}
 
-    @routes.get('/readyz', summary='Every stage answers')
-    async def readyz() -> dict[str, str]:
+    @routes.get('/readyz', summary='Every stage answers, and the service is not about to stop')
+    async def readyz(request: Request) -> dict[str, str]:
+        if getattr(request.app.state, 'draining', False):
+            raise NotReady('the service is about to stop')
         try:
             stages = await probe.stages()
         except ClipflowError as error:

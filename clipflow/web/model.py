@@ -1,4 +1,4 @@
-"""What the model does without the collection: encode, rank, classify. And what people thought of results."""
+"""What the model does without the collection: encode, rank, classify."""
 
 from typing import Any
 
@@ -35,17 +35,6 @@ class RankRequest(BaseModel):
     candidates: list[Content] = Field(min_length=1, max_length=_MOST)
 
 
-class FeedbackRequest(BaseModel):
-    """The body of `/v1/feedback`."""
-
-    model_config = ConfigDict(extra='forbid')
-    query: Query
-    shown: list[str] = Field(min_length=1, max_length=_MOST, description='ids of the results, in their order')
-    clicked: list[str] = []
-    disliked: list[str] = []
-    user: str = Field('', max_length=wire.MAX_ID_BYTES)
-
-
 def router(flow: FlowCall) -> APIRouter:
     """The routes."""
     routes = APIRouter(prefix='/v1', tags=['model'])
@@ -75,12 +64,6 @@ def router(flow: FlowCall) -> APIRouter:
         found = [_ranked(doc) for doc in ranked]
         lost = [{'index': int(name), 'score': None, 'cosine': None, 'error': error} for name, error in known.items()]
         return {'candidates': found + lost}
-
-    @routes.post('/feedback', summary='Say which of the results were good')
-    async def feedback(request: FeedbackRequest) -> dict[str, int]:
-        query = await query_document(flow, request.query)
-        parameters = {name: getattr(request, name) for name in ('shown', 'clicked', 'disliked', 'user')}
-        return {'stored': int(only(await flow('/feedback', DocumentArray([query]), parameters)).tags['stored'])}
 
     return routes
 

@@ -15,7 +15,7 @@ from clipflow.web import bodies
 from clipflow.web.content import Query, query_document
 from clipflow.web.flow import FlowCall, match_json, only
 
-Include = Literal['tags', 'uri', 'percentile', 'embedding']
+Include = Literal['tags', 'uri', 'percentile', 'probability', 'embedding']
 
 
 class SearchRequest(Query):
@@ -29,9 +29,11 @@ class SearchRequest(Query):
     group_by: str | None = None
     dedup: float | None = None
     sort_by: str | None = None
+    diversity: float | None = Field(None, description='0 to 1: how much results are to differ from each other')
     nprobe: int | None = None
     ef_search: int | None = None
-    templates: list[str] | None = None
+    rerank: bool | None = Field(None, description='false: in the order of the cosine, although a head is live')
+    templates: list[str] | None = Field(None, description='those of the service by default; [] for none')
     include: list[Include] | None = None
 
     def parameters(self) -> dict[str, Any]:
@@ -48,7 +50,11 @@ class Match(BaseModel):
     uri: str | None
     text: str | None
     tags: dict[str, Any]
+    head: float | None = Field(None, description='score of the head of the ranker, where one is live')
     percentile: float | None = Field(None, description='share of the collection that scores lower, if asked for')
+    probability: float | None = Field(
+        None, description='that it is what the text asks for, if asked for; of pictures, and not of texts'
+    )
     embedding: list[float] | None = Field(None, description='if asked for')
 
 

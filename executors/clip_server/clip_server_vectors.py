@@ -68,7 +68,7 @@ class ClipServerVectors(Room):
             if doc.embedding is not None:
                 dimension = len(doc.embedding)
             doc.pop('text', 'embedding')
-        return self.status(
+        return await self.status(
             docs, runtime=CLIP_SERVER, ready=dimension > 0, dimension=dimension, why='this Flow is for it'
         )
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from docarray import Document, DocumentArray
 
-from clipflow import wire
+from clipflow import templates, wire
 from clipflow.batching import Embedder, Job
 from clipflow.border.room import Room, endpoint
 from clipflow.cache import TextCache
@@ -34,6 +34,7 @@ class ClipEncoder(Room):
         self.work = WorkQueue(self.stage, 1, self.settings.queue_limit)
         self._embedder = self.work.do(self._load)
         self._gathering = Gathering(self.work, self._embedder.embed_together, self.settings.batch_size)
+        self._usual = templates.usual(self.settings.templates, self.spec.templates)
         self._closing = threading.Event()
         if self.settings.tower_ttl:
             threading.Thread(target=self._release_idle, name='tower-ttl', daemon=True).start()
@@ -71,12 +72,12 @@ class ClipEncoder(Room):
     @endpoint('/search', parse=SearchParameters)
     async def search(self, docs: DocumentArray, parameters: SearchParameters) -> None:
         """`/search`: the text may be put into templates."""
-        await self._embed(wire.chosen(docs, parameters.access_paths), parameters, parameters.templates or ())
+        await self._embed(wire.chosen(docs, parameters.access_paths), parameters, self._templates(parameters))
 
     @endpoint('/feedback', parse=FeedbackParameters)
     async def feedback(self, docs: DocumentArray, parameters: FeedbackParameters) -> None:
         """`/feedback`: the query again."""
-        await self._embed(wire.chosen(docs, parameters.access_paths), parameters)
+        await self._embed(wire.chosen(docs, parameters.access_paths), parameters, self._templates(parameters))
 
     @endpoint('/rank', parse=EncodeParameters)
     async def rank(self, docs: DocumentArray, parameters: EncodeParameters) -> None:
@@ -95,10 +96,9 @@ class ClipEncoder(Room):
     async def tell(self, docs: DocumentArray, parameters: Parameters) -> DocumentArray:
         """`/status`."""
         session, cache = self._embedder.session, self._embedder.cache
-        return self.status(
+        return await self.status(
             docs,
             **session.description,
-            ready=await self._works(parameters),
             why=self._why,
             warnings=[*self._warnings, *self._degraded()],
             loaded=self._embedder.loaded,
@@ -108,20 +108,25 @@ class ClipEncoder(Room):
             batches=self._gathering.calls,
             items=self._gathering.items,
             batch_sizes=[list(pair) for pair in self._gathering.sizes],
+            templates=list(self._usual),
+            templates_from='the model' if self.settings.templates is None else 'CLIPFLOW_TEMPLATES',
             cached_texts=len(cache),
             cache_hits=cache.hits,
             cache_misses=cache.misses,
         )
 
+    def _templates(self, parameters: SearchParameters | FeedbackParameters) -> tuple[str, ...]:
+        return self._usual if parameters.templates is None else parameters.templates
+
     def _degraded(self) -> list[str]:
         size, asked = self._embedder.batch_size, self.settings.batch_size
         return [] if size == asked else [f'the device has no memory for CLIPFLOW_BATCH_SIZE={asked}; it takes {size}']
 
-    async def _works(self, parameters: Parameters) -> bool:
+    async def works(self) -> bool:
         """After a call that failed, the model is asked for something before this stage counts as ready again."""
         if self._gathering.failed:
             try:
-                await self.work.run(parameters, self._embedder.probe)
+                await self.work.run(Parameters(), self._embedder.probe)
             except Exception as error:  # a broken session raises what its runtime raises
                 self.log.warning('the model does not answer: %s', str(error) or type(error).__name__)
                 return False

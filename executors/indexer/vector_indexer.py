@@ -9,6 +9,7 @@ from docarray.score import NamedScore
 
 from clipflow import wire
 from clipflow.border.room import Room, endpoint
+from clipflow.clicks import Feedback
 from clipflow.errors import InvalidDocument, InvalidParameter, ModelMismatch, NotFound
 from clipflow.filters import Filter, compile_filter
 from clipflow.index.approximate import Approximate, check_kind
@@ -21,16 +22,19 @@ from clipflow.settings import IndexerSettings
 from clipflow.sharding import shard_of
 from clipflow.store import generations
 from clipflow.store.facets import MOST_VALUES, count_values
-from clipflow.store.feedback import Feedback, FeedbackLog
+from clipflow.store.feedback import FeedbackLog
 from clipflow.store.reading import Record
 from clipflow.store.sqlite import Store, other_precision
+from clipflow.tags import tags_json
 from clipflow.wire import (
     DeleteParameters,
     EncodeParameters,
+    ExportParameters,
     FacetParameters,
     FeedbackParameters,
     GetParameters,
     Parameters,
+    PurgeParameters,
     SearchParameters,
 )
 from clipflow.work import WorkQueue, share_of_cores
@@ -81,7 +85,7 @@ class VectorIndexer(Room):
         for doc in docs:
             with wire.caught(doc, self.stage):
                 if self._owns(doc.id):
-                    patches.append((doc, wire.tags_json(doc)))
+                    patches.append((doc, tags_json(doc)))
         merge = self._index.store.merge_tags
         found = await self.work.run(parameters, merge, [(doc.id, patch) for doc, patch in patches])
         for (doc, _), known in zip(patches, found, strict=True):
@@ -111,7 +115,7 @@ class VectorIndexer(Room):
 
     @endpoint('/search', parse=SearchParameters)
     async def search(self, docs: DocumentArray, parameters: SearchParameters) -> None:
-        """`/search`: the first `offset + limit` matches; the ranker merges shards and cuts."""
+        """`/search`: the first `offset + limit` matches, or more; the ranker merges shards, mixes and cuts."""
         queries = [d for d in wire.chosen(docs, parameters.access_paths) if not wire.failed(d)]
         for doc in list(queries):
             with wire.caught(doc, self.stage):
@@ -122,9 +126,15 @@ class VectorIndexer(Room):
         if queries:
             matrix = np.stack([doc.embedding for doc in queries])
             found = await self.work.run(parameters, self._index.search, matrix, self._query(parameters))
+            if self._tells_sample(parameters):
+                # What all shards together say of a score is found by the ranker.
+                for doc, sample in zip(
+                    queries, await self.work.run(parameters, self._index.background, matrix), strict=True
+                ):
+                    wire.attach(doc, wire.BACKGROUND, tensor=sample)
             for doc, hits in zip(queries, found, strict=True):
                 doc.matches = DocumentArray([self._match(hit, parameters) for hit in hits])
-                if 'embedding' not in parameters.include:
+                if 'embedding' not in parameters.include and not parameters.candidates:
                     doc.pop('embedding')
 
     @endpoint('/get', parse=GetParameters)
@@ -176,16 +186,43 @@ class VectorIndexer(Room):
             if error := wire.error_of(doc):
                 raise error
             self._check_model(doc)
-            shown, clicked, disliked = parameters.shown, parameters.clicked, parameters.disliked
-            model, vector = self.spec.fingerprint, np.asarray(doc.embedding, dtype=np.float32)
-            entries.append(Feedback(doc.text or '', vector, model, shown, clicked, disliked, parameters.user))
-        return wire.result_document(self.stage, {'stored': await self.writing.run(parameters, self._log, entries)})
+            names = ('shown', 'clicked', 'disliked', 'scores', 'user', 'head')
+            given = {name: getattr(parameters, name) for name in names}
+            vector = np.asarray(doc.embedding, dtype=np.float32)
+            entries.append(Feedback(text=doc.text or '', vector=vector, model=self.spec.fingerprint, **given))
+        stored = await self.writing.run(parameters, lambda: self._log().append(entries))
+        return wire.result_document(self.stage, {'stored': stored})
+
+    @endpoint('/feedback/stats', parse=Parameters)
+    async def feedback_stats(self, docs: DocumentArray, parameters: Parameters) -> DocumentArray:
+        """`/feedback/stats`: sums, of which the ranker makes what people read."""
+        return wire.result_document(self.stage, await self.writing.run(parameters, lambda: self._log().stats()))
+
+    @endpoint('/feedback/export', parse=ExportParameters)
+    async def feedback_export(self, docs: DocumentArray, parameters: ExportParameters) -> DocumentArray:
+        """`/feedback/export`: how far the log goes, then a Document for each entry of the page."""
+
+        def read() -> tuple[int, list[Feedback]]:
+            log = self._log()
+            return log.last(), log.page(parameters.after, parameters.limit, parameters.user)
+
+        last, entries = await self.writing.run(parameters, read)
+        reply = wire.result_document(self.stage, {'last': last})
+        reply.extend(Document(text=entry.text, embedding=entry.vector, tags=entry.tags()) for entry in entries)
+        return reply
+
+    @endpoint('/feedback/purge', parse=PurgeParameters)
+    async def feedback_purge(self, docs: DocumentArray, parameters: PurgeParameters) -> DocumentArray:
+        """`/feedback/purge`: one Document with the count in its tags."""
+        user, before = parameters.user, parameters.before
+        count = await self.writing.run(parameters, lambda: self._log().purge(user, before))
+        return wire.result_document(self.stage, {'deleted': count})
 
     @endpoint('/status', parse=Parameters)
     async def tell(self, docs: DocumentArray, parameters: Parameters) -> DocumentArray:
         """`/status`."""
         place = {} if self.settings.shards == 1 else {'shard': self.settings.shard, 'shards': self.settings.shards}
-        reply = self.status(docs, **self._index.status(), **place, workspace=str(self.settings.workspace))
+        reply = await self.status(docs, **self._index.status(), **place, workspace=str(self.settings.workspace))
         if place:
             reply[-1].id = reply[-1].tags['stage'] = f'{self.stage}_{self.settings.shard}'
         return reply
@@ -193,18 +230,25 @@ class VectorIndexer(Room):
     def _compiled(self, query: dict[str, Any]) -> Filter:
         return compile_filter(query, self.settings.indexed_tags)
 
+    def _tells_sample(self, parameters: SearchParameters) -> bool:
+        compared = parameters.relevance is not None or 'percentile' in parameters.include
+        return 'probability' in parameters.include or (compared and self.settings.shards > 1)
+
     def _query(self, parameters: SearchParameters) -> Query:
+        alone = self.settings.shards == 1
+        # One shard knows a part of the sample only. In the order of a tag it has to decide by itself all the same.
+        decides = alone or parameters.sort_by is not None
         return Query(
-            limit=parameters.limit + parameters.offset,
+            limit=parameters.reach,
             matching=None if parameters.filter is None else self._compiled(parameters.filter),
             min_score=parameters.min_score,
-            relevance=parameters.relevance,
+            relevance=parameters.relevance if decides else None,
             group_by=parameters.group_by,
             dedup=parameters.dedup,
             sort_by=parameters.sort_by,
             thumbnails='thumbnail' in parameters.include,
-            vectors='embedding' in parameters.include,
-            percentiles='percentile' in parameters.include,
+            vectors=parameters.compares or 'embedding' in parameters.include,
+            percentiles=alone and 'percentile' in parameters.include,
             effort=Effort(parameters.nprobe, parameters.ef_search),
         )
 
@@ -216,11 +260,11 @@ class VectorIndexer(Room):
         return doc
 
     def _match(self, hit: Hit, parameters: SearchParameters) -> Document:
-        # Near-duplicates on different shards are found by the ranker, which needs the vectors for it.
-        include = [*parameters.include, 'embedding'] if parameters.dedup is not None else parameters.include
+        # Near-duplicates on different shards are found by the ranker, which needs the vectors for it, and to mix.
+        include = [*parameters.include, 'embedding'] if parameters.compares else parameters.include
         match = self._document(hit.record, include)
         match.scores['cosine'] = NamedScore(value=hit.score)
-        if 'percentile' in parameters.include and hit.percentile is not None:
+        if hit.percentile is not None:
             match.scores['percentile'] = NamedScore(value=hit.percentile)
         if hit.mark is not None:
             match.tags[wire.SORT] = list(hit.mark)
@@ -228,10 +272,10 @@ class VectorIndexer(Room):
             match.tags[wire.GROUP] = hit.group
         return match
 
-    def _log(self, entries: list[Feedback]) -> int:
+    def _log(self) -> FeedbackLog:
         if self._feedback is None:
             self._feedback = FeedbackLog(self.settings.workspace, self.settings.shard)
-        return self._feedback.append(entries)
+        return self._feedback
 
     def _has_key(self, key: int) -> bool:
         return key % self.settings.shards == self.settings.shard

@@ -70,7 +70,7 @@ class InputPreprocessor(Room):
     @endpoint('/status', parse=Parameters)
     async def tell(self, docs: DocumentArray, parameters: Parameters) -> DocumentArray:
         """`/status`."""
-        reply = self.status(docs, threads=self._threads, reads_files=bool(self.settings.file_roots))
+        reply = await self.status(docs, threads=self._threads, reads_files=bool(self.settings.file_roots))
         if self._elsewhere:
             reply[0].text = PROBE
         return reply

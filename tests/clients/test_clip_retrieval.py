@@ -12,11 +12,9 @@ import numpy as np
 import pytest
 from docarray import Document
 
-from environments import environment
+from environments import clip_retrieval
 from service import Lives, Service, png
 
-REQUIREMENTS = Path(__file__).with_name('clip_retrieval_requirements.txt')
-ALONE = Path(__file__).with_name('clip_retrieval_alone_requirements.txt')
 # The package loads torch and FAISS when it is imported; its client is a module that needs neither.
 SCRIPT = """
 import importlib.util, json, sys, types
@@ -40,12 +38,7 @@ print(json.dumps({
 @pytest.fixture(scope='module')
 def python() -> Path:
     """An interpreter with clip-retrieval 2.45.0 in it."""
-    found = environment('clip-retrieval', REQUIREMENTS)
-    command = [str(found), '-m', 'pip', 'install', '-q', '--no-deps', '-r', str(ALONE)]
-    made = subprocess.run(command, capture_output=True, text=True, check=False)
-    if made.returncode:
-        pytest.skip(f'clip-retrieval cannot be installed here: {made.stderr.strip().splitlines()[-1]}')
-    return found
+    return clip_retrieval()
 
 
 def knn(http: httpx.Client, **asked: Any) -> Any:

@@ -24,7 +24,14 @@ from local_service import LocalService
 
 PAGES = sorted(
     path.relative_to(ROOT).as_posix()
-    for pattern in ('README.md', 'CHANGELOG.md', 'docs/**/*.md', '*/README.md', 'executors/**/README.md')
+    for pattern in (
+        'README.md',
+        'CHANGELOG.md',
+        'docs/**/*.md',
+        '*/README.md',
+        'executors/**/README.md',
+        'k8s/*/**/README.md',
+    )
     for path in ROOT.glob(pattern)
 )
 GUIDES = [page for page in PAGES if page == 'README.md' or page.startswith('docs/')]
@@ -42,7 +49,7 @@ PHOTOS = {
     'coffee.jpg': 'coffee.png',
     'camera.jpg': 'camera.png',
 }
-_PATH = re.compile(r'`((?:clipflow|executors|gateway|client|scripts|benchmarks|tests|models|docs)/[\w./-]*)`')
+_PATH = re.compile(r'`((?:clipflow|executors|gateway|client|scripts|benchmarks|tests|models|docs|k8s)/[\w./-]*)`')
 
 
 @dataclass(frozen=True)
@@ -109,7 +116,14 @@ def test_every_endpoint_is_in_the_readme_and_the_design(endpoint: str) -> None:
 
 
 def test_every_parameter_of_a_search_is_explained() -> None:
-    known = wire.SearchParameters.model_fields.keys() - {'deadline', 'request_id', 'model', 'trace'}
+    known = wire.SearchParameters.model_fields.keys() - {
+        'deadline',
+        'request_id',
+        'model',
+        'trace',
+        'candidates',
+        'head',
+    }
     assert {name for name in known if f'`{name}`' not in text_of('docs/design.md')} == set()
 
 
@@ -167,7 +181,9 @@ def requirements(file: str) -> list[tuple[str, str]]:
         'executors/encoder/runtimes/tensorrt.txt',
         'executors/encoder/runtimes/triton.txt',
         'clipflow/bulk/requirements.txt',
+        'clipflow/backup/s3.txt',
         'clipflow/cli/plot.txt',
+        'clipflow/tuning/requirements.txt',
     ],
 )
 def test_every_requirement_has_its_reason(file: str) -> None:
@@ -283,6 +299,7 @@ def environment(documented_service: LocalService, tmp_path_factory: pytest.TempP
         'PATH': f'{home}:{os.environ["PATH"]}',
         'CURL_HOME': str(home),
         'CLIPFLOW_GRPC_PORT': documented_service.grpc.rpartition(':')[2],
+        'CLIPFLOW_WORKSPACE': str(documented_service.workspace),
     }
 
 

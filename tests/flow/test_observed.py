@@ -109,7 +109,7 @@ def test_an_unknown_endpoint_makes_no_series_of_its_own(web: httpx.Client) -> No
 
 
 def test_the_dashboard_asks_for_metrics_that_there_are(web: httpx.Client) -> None:
-    dashboard = json.loads((ROOT / 'monitoring' / 'dashboard.json').read_text())
+    dashboard = json.loads((ROOT / 'k8s' / 'components' / 'monitoring' / 'dashboard.json').read_text())
     asked = {
         name
         for panel in dashboard['panels']

@@ -1,6 +1,10 @@
 """flows/sharded.yml: three shards answer as one index does, and say so when one of them is away."""
 
+import os
+import signal
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -9,8 +13,9 @@ import pytest
 from docarray import Document, DocumentArray
 
 from clipflow import ROOT, wire
-from clipflow.errors import InvalidParameter, Unavailable
+from clipflow.errors import Conflict, InvalidParameter, Unavailable
 from clipflow.sharding import shard_of
+from clipflow.store.connection import lock
 from clipflow_client import Client
 from service import Service, error_codes, until
 
@@ -23,7 +28,9 @@ DIMENSION = 32
 @pytest.fixture(scope='module')
 def sharded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     with Service(
-        tmp_path_factory.mktemp('sharded'), {'RUNTIME': 'fake'}, flow=ROOT / 'flows' / 'sharded.yml'
+        tmp_path_factory.mktemp('sharded'),
+        {'RUNTIME': 'fake', 'SHARD_TIMEOUT': '2'},
+        flow=ROOT / 'flows' / 'sharded.yml',
     ) as running:
         yield running
 
@@ -49,6 +56,11 @@ SEARCHES: list[dict[str, Any]] = [
     {'dedup': 0.9},
     {'sort_by': '-n', 'min_score': 0.28},
     {'include': ['embedding']},
+    {'diversity': 0.3},
+    {'diversity': 0.3, 'limit': 7, 'offset': 5},
+    {'diversity': 0.5, 'dedup': 0.9, 'filter': {'n': {'$gt': 10}}, 'limit': 20},
+    {'diversity': 0.2, 'group_by': 'group'},
+    {'relevance': 0.8, 'limit': 50},
 ]
 
 
@@ -72,6 +84,24 @@ def test_a_search_over_shards_gives_what_one_index_gives(
     expected = found(fake, **parameters)
     assert expected
     assert found(filled, **parameters) == expected
+
+
+def percentiles(service: Service, **parameters: Any) -> dict[str, float]:
+    asked = {'include': ['percentile'], 'limit': 1000, **parameters}
+    return {match.id: match.scores['percentile'].value for match in service.one('/search', QUERY, asked).matches}
+
+
+def test_a_percentile_is_that_of_the_whole_collection(filled: Service, fake: Service) -> None:
+    fake.post('/index', documents())
+    alone = percentiles(fake)
+    assert len(alone) == COUNT
+    # Each shard's sample is all that it has, so the samples together are the collection.
+    assert percentiles(filled) == alone
+    scores = {name: score for name, score, _ in found(filled, limit=COUNT)}
+    lower = {name: sum(other < score for other in scores.values()) / COUNT for name, score in scores.items()}
+    assert alone == pytest.approx(lower, abs=1e-6)
+    assert len(set(alone.values())) > COUNT / 2
+    assert 'percentile' not in filled.one('/search', QUERY).matches[0].scores
 
 
 def test_each_shard_keeps_the_ids_that_hash_to_it(filled: Service) -> None:
@@ -139,29 +169,60 @@ def test_a_bad_document_and_a_bad_request_fail_as_with_one_index(filled: Service
     assert filled.one('/encode', Document(text='a')).embedding is not None
 
 
+def taken(directory: Path) -> int | None:
+    """The lock of a shard whose process has ended; None as long as it has not."""
+    try:
+        return lock(directory)
+    except Conflict:
+        return None
+
+
 def test_while_a_shard_is_away_the_rest_answer_and_say_that_something_is_missing(filled: Service) -> None:
     everything = found(filled, limit=COUNT)
     at_one = {doc.id for doc in documents() if shard_of(doc.id, SHARDS) == 1}
-    # It takes seconds to start again; all of this happens before.
     filled.kill('indexer_1')
-    until(lambda: wire.PARTIAL in filled.one('/search', QUERY).tags, 2, 'the shard is away')
-    partial = filled.one('/search', QUERY, {'limit': COUNT})
-    assert partial.tags[wire.PARTIAL] is True
-    assert {match.id for match in partial.matches} == {name for name, _, _ in everything} - at_one
-    with httpx.Client(base_url=filled.http, timeout=60, trust_env=False) as http:
-        assert http.post('/v1/search', json={'embedding': [1.0] * DIMENSION, 'limit': 3}).json()['partial'] is True
-    with Client(filled.grpc) as client:
-        assert client.search(QUERY, limit=3).partial is True
-    here, there = (next(doc.id for doc in documents() if shard_of(doc.id, SHARDS) == n) for n in (0, 1))
-    codes = error_codes(filled.post('/update', [Document(id=name, tags={'a': 1}) for name in (here, there)]))
-    assert codes == {here: None, there: 'unavailable'}
-    assert error_codes(filled.post('/get', None, {'ids': [here, there]})) == {here: None, there: 'unavailable'}
-    told = {doc.id: doc.tags['ready'] for doc in filled.post('/status')}
-    assert (told['indexer_0'], told['indexer_1']) == (True, False)
-    with pytest.raises(Unavailable, match='indexer_1'):
-        filled.post('/delete', None, {'ids': [there]})
+    # Without its lock it cannot start again, and the gateway's repetitions do not reach it.
+    held = until(lambda: taken(filled.workspace / 'indexer' / '1'), 5, 'the process has ended')
+    try:
+        until(lambda: wire.PARTIAL in filled.one('/search', QUERY).tags, 2, 'the shard is away')
+        partial = filled.one('/search', QUERY, {'limit': COUNT})
+        assert partial.tags[wire.PARTIAL] is True
+        assert {match.id for match in partial.matches} == {name for name, _, _ in everything} - at_one
+        with httpx.Client(base_url=filled.http, timeout=60, trust_env=False) as http:
+            assert http.post('/v1/search', json={'embedding': [1.0] * DIMENSION, 'limit': 3}).json()['partial'] is True
+        with Client(filled.grpc) as client:
+            assert client.search(QUERY, limit=3).partial is True
+        here, there = (next(doc.id for doc in documents() if shard_of(doc.id, SHARDS) == n) for n in (0, 1))
+        codes = error_codes(filled.post('/update', [Document(id=name, tags={'a': 1}) for name in (here, there)]))
+        assert codes == {here: None, there: 'unavailable'}
+        assert error_codes(filled.post('/get', None, {'ids': [here, there]})) == {here: None, there: 'unavailable'}
+        told = {doc.id: doc.tags['ready'] for doc in filled.post('/status')}
+        assert (told['indexer_0'], told['indexer_1']) == (True, False)
+        with pytest.raises(Unavailable, match='indexer_1'):
+            filled.post('/delete', None, {'ids': [there]})
+    finally:
+        os.close(held)
     filled.wait_until_ready_again('indexer_1')
     until(lambda: wire.PARTIAL not in filled.one('/search', QUERY).tags, 10, 'the shard is found again')
     assert [name for name, _, _ in found(filled, limit=COUNT)] == [name for name, _, _ in everything]
     with Client(filled.grpc) as client:
         assert client.search(QUERY, limit=3).partial is False
+
+
+def test_a_shard_that_hangs_is_waited_for_a_little_and_found_again(filled: Service) -> None:
+    everything = found(filled, limit=COUNT)
+    there = [name for name, _, _ in everything if shard_of(name, SHARDS) != 1]
+    os.kill(filled.pids['indexer_1'], signal.SIGSTOP)
+    try:
+        begun = time.monotonic()
+        partial = filled.one('/search', QUERY, {'limit': COUNT})
+        spent = time.monotonic() - begun
+        assert partial.tags[wire.PARTIAL] is True
+        assert [match.id for match in partial.matches] == there
+        assert 1.9 < spent < 10, 'neither at once nor at the deadline'
+        with httpx.Client(base_url=filled.http, timeout=60, trust_env=False) as http:
+            assert http.post('/v1/search', json={'embedding': [1.0] * DIMENSION}).json()['partial'] is True
+    finally:
+        os.kill(filled.pids['indexer_1'], signal.SIGCONT)
+    until(lambda: wire.PARTIAL not in filled.one('/search', QUERY).tags, 15, 'the shard is found again')
+    assert found(filled, limit=COUNT) == everything

@@ -68,9 +68,9 @@ class Page:
         self.until(lambda: self.one('#results').get_attribute('aria-busy') == 'false', 'the search has ended')
         return self
 
-    def until(self, condition: Callable[[], T], what: str) -> T:
-        """The first true value of `condition`; the test fails if it takes longer than `SECONDS`."""
-        return WebDriverWait(self.driver, SECONDS, 0.05).until(lambda _: condition(), f'not seen: {what}')
+    def until(self, condition: Callable[[], T], what: str, seconds: float = SECONDS) -> T:
+        """The first true value of `condition`; the test fails if it takes longer."""
+        return WebDriverWait(self.driver, seconds, 0.05).until(lambda _: condition(), f'not seen: {what}')
 
     def one(self, selector: str) -> WebElement:
         """The first element."""

@@ -1,7 +1,9 @@
 """A browser for all tests of the page, and pictures to store."""
 
+import os
 import subprocess
 import tarfile
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from .browser import Page
 
 AXE = '4.14.1'
+DATA = Path(os.environ.get('CLIPFLOW_TEST_DATA', ROOT.parent / 'shared' / 'data'))
 NAMES = ('chelsea.png', 'coffee.png', 'rocket.jpg', 'camera.png', 'moon.png', 'brick.png', 'astronaut.png')
 
 
@@ -85,6 +88,16 @@ def twenty(photographs: Path) -> list[Path]:
     paths = sorted(path for path in photographs.iterdir() if path.suffix in ('.jpg', '.png'))
     assert len(paths) >= 20
     return paths[:20]
+
+
+@pytest.fixture(scope='session')
+def unsplash() -> Iterator[zipfile.ZipFile]:
+    """A thousand photographs, or the test is skipped."""
+    archive = DATA / 'unsplash' / 'photos.zip'
+    if not archive.exists():
+        pytest.skip(f'the photographs {archive} are not here')
+    with zipfile.ZipFile(archive) as opened:
+        yield opened
 
 
 @pytest.fixture(scope='session')

@@ -1,6 +1,7 @@
 """What one does with the search box, the tiles, the filters and the address."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,10 @@ import httpx
 import pytest
 from selenium.webdriver.common.keys import Keys
 
-from service import png
+from service import Service, png
 
 from .browser import Page
+from .conftest import NAMES
 
 pytestmark = pytest.mark.usefixtures('album')
 
@@ -242,3 +244,31 @@ def test_a_key_is_asked_for_and_kept(page: Page) -> None:
         )
     finally:
         page.forget(name)
+
+
+def test_results_that_differ_and_how_probable_they_are(
+    calibrated: Service, page_of: Callable[[str], Page], photographs: Path
+) -> None:
+    page = page_of(f'{calibrated.http}/')
+    with httpx.Client(base_url=calibrated.http, timeout=60, trust_env=False) as http:
+        for name in NAMES:
+            files = [('files', (name, (photographs / name).read_bytes()))]
+            http.post('/v1/documents', files=files).raise_for_status()
+        page.open().type('cat')
+        reply = http.post('/v1/search', json={'text': 'cat', 'limit': 48, 'include': ['probability']}).json()
+        page.until(lambda: len(page.all('.tile .chance')) == len(NAMES), 'the probabilities')
+        chances = [match['probability'] for match in reply['matches']]
+        assert [tile.text for tile in page.all('.tile .chance')] == [
+            f'{100 * chance:.{1 if chance < 0.1 else 0}f} %' for chance in chances
+        ]
+        page.pull('#diversity', 5)
+        mixed = found_by(http, text='cat', diversity=0.5)
+        assert mixed != [match['id'] for match in reply['matches']]
+        page.until(lambda: page.ids == mixed, 'another order')
+        assert page.one('#diversity-text').text == '0.5'
+        assert 'diversity=0.5' in page.driver.current_url
+        page.driver.refresh()
+        assert page.settled().ids == mixed
+        page.click('.view')
+        page.until(lambda: 'Probability' in page.one('#lightbox table').text, 'the probability in the large view')
+    assert page.complaints() == []

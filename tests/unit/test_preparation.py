@@ -149,8 +149,8 @@ def test_a_picture_behind_a_uri_is_not_sent_back(prepare: Prepare, tmp_path: Pat
 def test_tags_and_chunks_that_only_stages_write_are_not_taken_from_a_client(prepare: Prepare) -> None:
     doc = Document(text='a cat', tags={wire.MODEL: 'forged', wire.ERROR: {'code': 'internal'}, 'mine': 1})
     for _ in range(3):
-        wire.attach(doc, wire.THUMBNAIL, blob=b'forged')
-        wire.attach(doc, wire.ORIGINAL, blob=b'forged')
+        for modality in wire.CHUNKS:
+            wire.attach(doc, modality, blob=b'forged')
     prepare(doc)
     assert doc.tags == {'mine': 1}
     assert len(doc.chunks) == 0

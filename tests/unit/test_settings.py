@@ -68,6 +68,18 @@ def test_a_bad_value_is_named_with_the_place_it_came_from(
         kind.load()
 
 
+def test_templates_are_a_json_list_and_may_be_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert EncoderSettings.load().templates is None
+    assert EncoderSettings.load(templates=['a {}']).templates == ('a {}',)
+    for text, expected in (('["a {}", "{}"]', ('a {}', '{}')), ('[]', ())):
+        monkeypatch.setenv('CLIPFLOW_TEMPLATES', text)
+        assert EncoderSettings.load(templates=['other {}']).templates == expected
+    for text in ('a {}', '"a {}"', '{"a": 1}', '["a"]', '[1]', '["{} {}"]'):
+        monkeypatch.setenv('CLIPFLOW_TEMPLATES', text)
+        with pytest.raises(InvalidParameter, match='CLIPFLOW_TEMPLATES='):
+            EncoderSettings.load()
+
+
 def test_all_bad_values_are_named_at_once() -> None:
     with pytest.raises(InvalidParameter) as caught:
         EncoderSettings.load(batch_size=0, threads=-1, colour='red')

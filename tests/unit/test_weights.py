@@ -127,6 +127,21 @@ def test_the_fingerprint_notices_a_change(clip: Path, change: str) -> None:
     assert load_spec(str(clip)).fingerprint != before
 
 
+def test_templates_stand_beside_the_weights_and_the_fingerprint_does_not_notice_them(clip: Path) -> None:
+    plain = load_spec(str(clip))
+    assert plain.templates == ()
+    (clip / 'templates.json').write_text('["a photo of {}", "{}"]')
+    spec = load_spec(str(clip))
+    assert (spec.templates, spec.fingerprint) == (('a photo of {}', '{}'), plain.fingerprint)
+
+
+@pytest.mark.parametrize('content', ['', '{"a": 1}', '"a {}"', '[1]', '["a photo"]', '["{} {}"]', '[null]'])
+def test_templates_that_are_none_are_refused_with_their_file(clip: Path, content: str) -> None:
+    (clip / 'templates.json').write_text(content)
+    with pytest.raises(InvalidParameter, match=r'templates\.json'):
+        load_spec(str(clip))
+
+
 def test_the_fingerprint_does_not_notice_who_wrote_the_files(clip: Path) -> None:
     before = load_spec(str(clip)).fingerprint
     edit(clip / 'config.json', transformers_version='4.0.0', architectures=['X'], _name_or_path='/elsewhere')

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from clipflow import wire
 from clipflow.errors import InvalidDocument, InvalidFilter, InvalidParameter, NotFound, Timeout, TooLarge
+from clipflow.tags import drop_private_tags, plain_tags, tags_json
 from clipflow.wire import (
     ENDPOINTS,
     ClassifyParameters,
@@ -20,6 +21,8 @@ from clipflow.wire import (
     FeedbackParameters,
     GetParameters,
     Parameters,
+    PurgeParameters,
+    RankerParameters,
     SearchParameters,
     parse_endpoint,
 )
@@ -54,7 +57,10 @@ def test_defaults_of_a_search_are_those_of_the_design() -> None:
         (SearchParameters, 'group_by', ''),
         (SearchParameters, 'include', ['pixels']),
         (SearchParameters, 'filter', 'color = red'),
-        (SearchParameters, 'templates', []),
+        (SearchParameters, 'templates', [1]),
+        (SearchParameters, 'templates', ['{}'] * 1001),
+        (SearchParameters, 'diversity', 1.5),
+        (SearchParameters, 'diversity', -0.1),
         (SearchParameters, 'templates', ['a photo']),
         (SearchParameters, 'templates', ['{} and {}']),
         (SearchParameters, 'access_paths', 'r'),
@@ -64,6 +70,7 @@ def test_defaults_of_a_search_are_those_of_the_design() -> None:
         (GetParameters, 'ids', [1.0]),
         (DeleteParameters, 'ids', {'a': 1}),
         (EncodeParameters, 'drop_image_content', 'perhaps'),
+        (ClassifyParameters, 'templates', []),
         (ClassifyParameters, 'labels', ['cat']),
         (ClassifyParameters, 'labels', ['cat', 'cat']),
         (ClassifyParameters, 'labels', []),
@@ -114,6 +121,8 @@ def test_names_that_published_clients_send_are_accepted_everywhere(endpoint: str
     needed: dict[type[Parameters], dict[str, Any]] = {
         ClassifyParameters: {'labels': ['a', 'b']},
         FeedbackParameters: {'shown': ['a'], 'clicked': ['a']},
+        PurgeParameters: {'user': 'a'},
+        RankerParameters: {'do': 'off'},
     }
     parsed = kind.parse(given | needed.get(kind, {}))
     assert parsed.request_id == 'x'
@@ -278,7 +287,7 @@ JSON = st.recursive(
 
 @given(st.dictionaries(TEXTS.filter(lambda name: not name.startswith('__')), JSON, max_size=4))
 def test_tags_become_the_same_json(tags: dict[str, Any]) -> None:
-    assert json.loads(wire.tags_json(Document(tags=tags | {wire.MODEL: 'abc'}))) == tags
+    assert json.loads(tags_json(Document(tags=tags | {wire.MODEL: 'abc'}))) == tags
 
 
 @pytest.mark.parametrize(
@@ -286,18 +295,18 @@ def test_tags_become_the_same_json(tags: dict[str, Any]) -> None:
 )
 def test_tags_that_cannot_be_stored_are_refused(value: Any) -> None:
     with pytest.raises(InvalidDocument, match='tags'):
-        wire.tags_json(Document(tags={'a': value}))
+        tags_json(Document(tags={'a': value}))
 
 
 def test_tags_of_a_client_that_are_reserved_for_us_are_dropped() -> None:
     doc = Document(tags={'__model__': 'forged', '__error__': {}, 'a': 1, '_b': 2})
-    wire.drop_private_tags(doc)
+    drop_private_tags(doc)
     assert doc.tags == {'a': 1, '_b': 2}
 
 
 def test_whole_numbers_that_travelled_as_floats_are_plain_again() -> None:
     doc = Document(tags={'n': 5, 'half': 0.5, 'deep': [{'n': 2}], 'yes': True, 'big': 1e300, wire.MODEL: 'abc'})
-    plain = wire.plain_tags(Document.from_protobuf(doc.to_protobuf()))
+    plain = plain_tags(Document.from_protobuf(doc.to_protobuf()))
     assert json.dumps(plain, sort_keys=True) == json.dumps(
         {'n': 5, 'half': 0.5, 'deep': [{'n': 2}], 'yes': True, 'big': 1e300}, sort_keys=True
     )

@@ -1,7 +1,10 @@
 // Everything that the page asks the service. Addresses are relative to the page's own, so a proxy may add a prefix.
 
 /** @typedef {string | number | boolean} Value */
-/** @typedef {{id: string, score?: number, uri: string | null, text: string | null, tags: Record<string, any>}} Item */
+/**
+ * @typedef {{id: string, score?: number, probability?: number, uri: string | null, text: string | null,
+ *   tags: Record<string, any>}} Item
+ */
 /** @typedef {{code: string, detail: string}} Fault */
 /** @typedef {{tag: string, values: {value: Value, count: number}[]}} Facet */
 /** @typedef {{label: string, probabilities: Record<string, number>, error: Fault | null}} Classified */

@@ -12,6 +12,7 @@ import { show } from './pictures.js';
  * @property {(item: Item, liked: boolean) => void} judge
  */
 
+const CHANCE = 'How probable it is that this is what was asked for';
 export const DRAGGED = 'application/x-clipflow-id';
 
 export class Grid {
@@ -68,6 +69,8 @@ export class Grid {
         'div.caption',
         {},
         make('span.name', { title: item.id, text: item.text === null ? name : 'Text' }),
+        item.probability !== undefined &&
+          make('span.chance', { title: CHANCE, text: percent(item.probability) }),
         item.score !== undefined && make('span.score', { title: 'Similarity, -1 to 1', text: item.score.toFixed(3) }),
       ),
     );

@@ -1,7 +1,7 @@
 // One result large, with what is known of it. A modal dialog: the browser keeps the focus inside and Escape closes it.
 
 import * as api from './api.js';
-import { byId, iconButton, make, nameOf, toast } from './dom.js';
+import { byId, iconButton, make, nameOf, percent, toast } from './dom.js';
 import { fill, show } from './pictures.js';
 
 /** @typedef {import('./api.js').Item} Item */
@@ -132,8 +132,9 @@ function table(shown) {
   const rows = [
     ['Id', shown.id],
     ...(shown.score === undefined ? [] : [['Similarity', shown.score.toFixed(6)]]),
+    ...(shown.probability === undefined ? [] : [['Probability', percent(shown.probability)]]),
     ...(shown.uri ? [['Address', shown.uri]] : []),
-    ...Object.entries(shown.tags ?? {}),
+    ...Object.entries(shown.tags ?? {}).map(([name, value]) => [name, readable(name, value)]),
   ];
   const cell = (/** @type {any} */ value) => {
     if (/^https?:\/\//.test(value)) {
@@ -144,6 +145,14 @@ function table(shown) {
   const row = (/** @type {any[]} */ [name, value]) =>
     make('tr', {}, make('th', { scope: 'row', text: name }), cell(value));
   return make('table', { 'aria-label': 'What is known of it' }, make('tbody', {}, ...rows.map(row)));
+}
+
+/** What `clipflow index` says of a file, for people. @param {string} name @param {any} value */
+function readable(name, value) {
+  if (!item?.uri?.startsWith('file:') || typeof value !== 'number') return value;
+  if (name === 'modified') return new Date(1000 * value).toLocaleString();
+  if (name === 'size') return value < 1e6 ? `${(value / 1e3).toFixed(1)} kB` : `${(value / 1e6).toFixed(1)} MB`;
+  return value;
 }
 
 async function copyLink() {

@@ -14,7 +14,7 @@ import { relevance } from './relevance.js';
 import { Search } from './search.js';
 import { settings } from './settings.js';
 import { close, go, onChange, state } from './state.js';
-import { refreshStatus, status, storedDocuments } from './status.js';
+import { isCalibrated, refreshStatus, status, storedDocuments } from './status.js';
 import { Thumbs } from './thumbs.js';
 import { openUpload, upload } from './upload.js';
 
@@ -89,11 +89,12 @@ function describe() {
   const stored = storedDocuments();
   const filtered = Object.keys(found.shown.tags).length > 0;
   const plain = !content && !filtered;
-  const total = plain && stored !== null ? Math.max(stored, items.length) : items.length;
+  // The status may be a little older than the results: it counts only what the results do not show.
+  const total = plain && found.more && stored !== null ? Math.max(stored, items.length) : items.length;
   const first = found.more && !(plain && stored !== null);
   count.textContent = (first ? 'First ' : '') + counted(total, plain ? 'document' : 'result');
   if (found.partial) count.textContent += ', from a part of the collection';
-  drawNothing(items.length === 0, Boolean(stored) || (stored === null && !plain), openUpload);
+  drawNothing(items.length === 0, !plain && stored !== 0, openUpload);
 }
 
 /** Open or close the large view as the address says. */
@@ -161,10 +162,13 @@ async function start() {
   byId('home').addEventListener('click', (/** @type {MouseEvent} */ event) => {
     if (event.ctrlKey || event.metaKey || event.shiftKey) return;
     event.preventDefault();
-    go({ text: '', parts: [], tags: {}, relevance: 0, open: null });
+    go({ text: '', parts: [], tags: {}, relevance: 0, diversity: 0, open: null });
   });
   more.addEventListener('click', () => search.more());
-  status().then(describe);
+  status().then(() => {
+    describe();
+    if (isCalibrated() && hasQuery(state())) search.again();
+  });
   entitle();
   refreshFacets();
   await search.start(state());

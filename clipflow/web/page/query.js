@@ -41,7 +41,8 @@ export function filterOf(tags) {
 export const sameResults = (one, other) => resultsKey(one) === resultsKey(other);
 
 /** @param {State} shown */
-const resultsKey = ({ text, parts, tags, relevance }) => JSON.stringify([text.trim(), parts, tags, relevance]);
+const resultsKey = ({ text, parts, tags, relevance, diversity }) =>
+  JSON.stringify([text.trim(), parts, tags, relevance, diversity]);
 
 /**
  * @param {Record<string, Value[]>} tags @param {string} tag @param {Value} value

@@ -2,6 +2,7 @@
 
 import * as api from './api.js';
 import { contentOf, filterOf, hasQuery, sameResults } from './query.js';
+import { isCalibrated } from './status.js';
 
 /** @typedef {import('./api.js').Item} Item */
 /** @typedef {import('./state.js').State} State */
@@ -98,7 +99,9 @@ export class Search {
       return { items: documents, more: documents.length === asked.limit, partial: false };
     }
     const relevance = shown.relevance || undefined;
-    const { matches, partial } = await api.search({ ...content, ...asked, relevance }, signal);
+    const diversity = shown.diversity || undefined;
+    const include = isCalibrated() ? ['tags', 'uri', 'probability'] : undefined;
+    const { matches, partial } = await api.search({ ...content, ...asked, relevance, diversity, include }, signal);
     return { items: matches, more: matches.length === asked.limit, partial };
   }
 }

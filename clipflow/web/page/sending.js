@@ -15,10 +15,13 @@ export class Sending {
    * @param {(sending: Sending) => void} onProgress
    */
   constructor(chosen, tags, onProgress) {
-    this.chosen = chosen.filter(({ file }) => isPicture(file));
+    const pictures = chosen.filter(({ file }) => isPicture(file));
+    /** @type {Chosen[][]} the batches that are not through; the first is on its way */
+    this.waiting = batchesOf(pictures);
     this.tags = tags;
     this.onProgress = onProgress;
     this.total = chosen.length;
+    this.sendable = pictures.length;
     this.stored = 0;
     /** @type {Failure[]} */
     this.failures = chosen
@@ -28,7 +31,7 @@ export class Sending {
     this.stage = 'sending';
     this.reason = '';
     this.control = new AbortController();
-    this.began = performance.now();
+    this.began = 0;
     this.seconds = 0;
   }
 
@@ -39,7 +42,7 @@ export class Sending {
 
   /** Files a second so far. */
   get rate() {
-    return this.seconds > 0 ? (this.done - (this.total - this.chosen.length)) / this.seconds : 0;
+    return this.seconds > 0 ? (this.done - (this.total - this.sendable)) / this.seconds : 0;
   }
 
   /** Seconds until all is done, as far as one can tell; null while nobody knows. */
@@ -51,10 +54,17 @@ export class Sending {
     this.control.abort();
   }
 
-  /** Send everything. */
+  /** Send everything, or what is left after it was cancelled or stopped. */
   async run() {
+    this.stage = 'sending';
+    this.control = new AbortController();
+    this.began = performance.now() - 1000 * this.seconds;
+    this.progress();
     try {
-      for (const batch of batchesOf(this.chosen)) await this.send(batch);
+      while (this.waiting.length) {
+        await this.send(await this.readable());
+        this.progress();
+      }
       this.stage = 'done';
     } catch (error) {
       this.stage = api.isAbort(error) ? 'cancelled' : 'stopped';
@@ -64,25 +74,44 @@ export class Sending {
   }
 
   /**
+   * The first batch, without the files that have gone since they were chosen: the browser calls a request with one of
+   * them a failure of the network.
+   * @returns {Promise<Chosen[]>}
+   */
+  async readable() {
+    const able = [];
+    for (const one of this.waiting[0]) {
+      try {
+        await one.file.slice(0, 1).arrayBuffer();
+        able.push(one);
+      } catch {
+        this.failures.push({ id: one.id, reason: 'This file can no longer be read.' });
+      }
+    }
+    return (this.waiting[0] = able);
+  }
+
+  /**
    * A batch that fails as a whole is sent file by file, so that one reason stands for one file.
    * @param {Chosen[]} batch
    */
   async send(batch) {
     try {
-      const { documents } = await this.attempt(batch);
+      const { documents } = batch.length ? await this.attempt(batch) : { documents: [] };
       for (const { id, error } of documents) {
-        if (error) this.failures.push({ id, reason: error.detail });
+        if (error) this.failures.push({ id, reason: unnamed(id, error.detail) });
         else this.stored += 1;
       }
     } catch (error) {
       if (!(error instanceof api.Problem) || endsAll(error)) throw error;
       if (batch.length > 1) {
-        for (const one of batch) await this.send([one]);
+        this.waiting.splice(0, 1, ...batch.map((one) => [one]));
         return;
       }
-      this.failures.push({ id: batch[0].id, reason: error.message });
+      const [{ id }] = batch;
+      this.failures.push({ id, reason: unnamed(id, error.message) });
     }
-    this.progress();
+    this.waiting.shift();
   }
 
   /** @param {Chosen[]} batch */
@@ -102,6 +131,9 @@ export class Sending {
     this.onProgress(this);
   }
 }
+
+/** What was said about a file, without its name. @param {string} id @param {string} said */
+const unnamed = (id, said) => said.replace(`'${id}': `, '');
 
 /** Whether the next file would fare no better. @param {api.Problem} error */
 const endsAll = (error) =>

@@ -9,6 +9,7 @@
  * @property {Part[]} parts
  * @property {Record<string, Value[]>} tags the chosen values of each tag
  * @property {number} relevance 0 is off
+ * @property {number} diversity 0 is off
  * @property {string | null} open the id of the result that is shown large
  */
 /** @typedef {(now: State, before: State) => void} Listener */
@@ -81,11 +82,13 @@ export function parse(query) {
     if (name.startsWith(FILTER) && name !== FILTER) (tags[name.slice(FILTER.length)] ??= []).push(valueOf(value));
   }
   const relevance = Number(given.get('relevance'));
+  const diversity = Number(given.get('diversity'));
   return {
     text: given.get('q') ?? '',
     parts: given.getAll('part').flatMap(partOf),
     tags,
     relevance: relevance > 0 && relevance <= 1 ? relevance : 0,
+    diversity: diversity > 0 && diversity <= 1 ? diversity : 0,
     open: given.get('open'),
   };
 }
@@ -99,6 +102,7 @@ export function format(shown) {
     for (const value of values) out.append(FILTER + tag, written(value));
   }
   if (shown.relevance) out.set('relevance', String(shown.relevance));
+  if (shown.diversity) out.set('diversity', String(shown.diversity));
   if (shown.open !== null) out.set('open', shown.open);
   const text = String(out);
   return text && `?${text}`;

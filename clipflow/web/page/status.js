@@ -15,6 +15,11 @@ let documents = null;
 /** How many documents are stored; null while nobody knows. */
 export const storedDocuments = () => documents;
 
+let calibrated = false;
+
+/** Whether the service can say how probable it is that a result is what was asked for. */
+export const isCalibrated = () => calibrated;
+
 /** Start asking. */
 export function status() {
   document.addEventListener('visibilitychange', () => {
@@ -31,6 +36,7 @@ export async function refreshStatus() {
   try {
     const found = await api.status();
     documents = Number(found.stages.indexer?.documents ?? 0);
+    calibrated = Boolean(found.stages.ranker?.calibration);
     const broken = Object.keys(found.stages).filter((name) => found.stages[name].ready === false);
     if (broken.length) pause = WORRIED_MILLISECONDS;
     draw(found, broken.length ? `Not ready: ${broken.join(', ')}` : '');

@@ -29,12 +29,14 @@ export class Thumbs {
   async judge(item, liked) {
     if (!this.found?.content) return;
     const { content, items } = this.found;
-    const shown = items.slice(0, MOST_SHOWN).map(({ id }) => id);
-    if (!shown.includes(item.id)) shown.push(item.id);
+    const list = items.slice(0, MOST_SHOWN);
+    if (!list.includes(item)) list.push(item);
+    const shown = list.map(({ id }) => id);
+    const scores = list.every(({ score }) => typeof score === 'number') ? list.map(({ score }) => score) : [];
     const clicked = liked ? [item.id] : [];
     const disliked = liked ? [] : [item.id];
     try {
-      await api.feedback({ query: content, shown, clicked, disliked });
+      await api.feedback({ query: content, shown, scores, clicked, disliked });
       this.judged.set(item.id, liked);
       this.mark(item.id);
       toast('Noted, thank you.');

@@ -88,8 +88,12 @@ function drawChoice() {
 async function begin(chosen) {
   const name = dialog.querySelector('#tag-name')?.value.trim();
   const value = dialog.querySelector('#tag-value')?.value.trim();
-  const now = (sending = new Sending(chosen, name && value ? { [name]: value } : {}, drawProgress));
-  drawProgress(now);
+  await go(new Sending(chosen, name && value ? { [name]: value } : {}, drawProgress));
+}
+
+/** Start it, or go on with what is left of it. @param {Sending} now */
+async function go(now) {
+  sending = now;
   await now.run();
   if (now.stored) onStored();
   if (!dialog.open) toast(`${counted(now.stored, 'picture')} stored, ${counted(now.failures.length, 'failure')}.`);
@@ -105,10 +109,11 @@ function drawProgress(now) {
   };
   const bar = dialog.querySelector('progress');
   [bar.max, bar.value] = [now.total || 1, now.done];
-  put('.figures', `${now.done} of ${now.total}`);
+  put('.figures', `${now.done.toLocaleString('en')} of ${now.total.toLocaleString('en')}`);
   put('.pace', running ? pace(now) : '');
   put('.outcome', outcome(now));
   dialog.querySelector('.cancel').hidden = !running;
+  dialog.querySelector('.onward').hidden = running || now.waiting.length === 0;
   dialog.querySelector('.again').hidden = running;
   dialog.querySelector('.failed').hidden = now.failures.length === 0;
   put('.failed summary', counted(now.failures.length, 'file was not stored', 'files were not stored'));
@@ -133,6 +138,7 @@ function drawFrame() {
       'div.actions',
       {},
       make('button.soft.cancel', { type: 'button', text: 'Cancel', onclick: () => sending?.cancel() }),
+      make('button.soft.onward', { type: 'button', text: 'Go on', onclick: () => sending && go(sending) }),
       make('button.soft.again', { type: 'button', text: 'Add more', onclick: drawChoice }),
       make('button.solid', { type: 'button', text: 'Close', onclick: () => dialog.close() }),
     ),

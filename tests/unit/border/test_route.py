@@ -110,6 +110,14 @@ def test_a_target_that_is_no_expression_is_refused() -> None:
         asyncio.run(through(('a', ['127.0.0.1:1']), target='('))
 
 
+def test_an_address_may_be_a_name_for_the_resolver() -> None:
+    async def run() -> str:
+        async with stage('a') as one:
+            return str((await through(('a', [f'dns:///localhost:{one.rpartition(":")[2]}']))).docs[0].text)
+
+    assert asyncio.run(run()) == 'a'
+
+
 def test_replicas_take_turns() -> None:
     async def run() -> list[str]:
         async with stage('1') as one, stage('2') as two:

@@ -1,0 +1,36 @@
+"""Small files that are replaced as a whole."""
+
+import errno
+import os
+import tempfile
+from pathlib import Path
+
+from clipflow.errors import ReadOnly, StorageFull
+
+
+def replaced(path: Path, content: bytes) -> None:
+    """Write a file, with its folders; a reader finds the old content or the new one, also after a power cut.
+
+    Raises:
+        StorageFull, ReadOnly: it cannot be written; the old one is left.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f'.{path.name}-', delete=False) as file:
+            try:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+                os.fchmod(file.fileno(), 0o644)
+                os.replace(file.name, path)
+            except BaseException:
+                os.unlink(file.name)
+                raise
+        descriptor = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        kind = StorageFull if error.errno == errno.ENOSPC else ReadOnly
+        raise kind(f'{path} cannot be written: {error.strerror}') from None

@@ -1,0 +1,1 @@
+"""How good results are: captioned and labelled pictures, measures with intervals, reports."""

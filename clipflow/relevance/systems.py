@@ -1,0 +1,143 @@
+"""One way to search: a model, how it runs, how texts are put to it, and what orders the results."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipflow.errors import InvalidParameter
+from clipflow.rank.head import Head
+from clipflow.relevance.album import Picture
+from clipflow.relevance.embedding import Embedded, Embedding, Moved
+from clipflow.relevance.metrics import Found, Scores
+from clipflow.settings import EncoderSettings
+from clipflow.weights import ModelSpec, load_spec
+
+Rows = NDArray[np.float32]
+Progress = Callable[[str, int], AbstractContextManager[Moved]]
+"""Shows work with a title and so many steps."""
+
+
+@dataclass(frozen=True)
+class System:
+    """One way to search.
+
+    Attributes:
+        model: a directory or a name, as in CLIPFLOW_MODEL.
+        runtime: of the model, as in CLIPFLOW_RUNTIME.
+        precision: of the model, as in CLIPFLOW_PRECISION.
+        templates: sentences with a place `{}` that texts are put into; None: those of the model, or of the task.
+        index_kind: of the pictures, as in CLIPFLOW_INDEX_KIND; flat is exact.
+        head: of the ranker; it scores every picture, or what an index that is not exact has found.
+    """
+
+    model: str
+    runtime: str = 'auto'
+    precision: str = 'auto'
+    templates: tuple[str, ...] | None = None
+    index_kind: str = 'flat'
+    head: Path | None = None
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """What a system makes of a set.
+
+    Attributes:
+        told: what the system is, in words.
+        head: of the ranker, if it has one.
+        pictures: those that are looked for.
+        others: further pictures.
+        texts: captions, or names of classes.
+    """
+
+    told: dict[str, str]
+    head: Head | None
+    pictures: Embedded
+    others: Embedded
+    texts: Embedded
+
+    def scores(self, texts: Rows, pictures: Rows) -> Scores:
+        """Of texts with all pictures."""
+        if self.head is None:
+            return lambda part: texts[part] @ pictures.T
+        head = self.head
+        return lambda part: head.scores(texts[part], pictures)
+
+    def scores_back(self, pictures: Rows, texts: Rows) -> Scores:
+        """Of pictures with all texts."""
+        if self.head is None:
+            return lambda part: pictures[part] @ texts.T
+        head = self.head
+        return lambda part: head.scores(texts, pictures[part]).T
+
+    def found(self, texts: Rows, pictures: Rows, index_kind: str) -> list[Found]:
+        """What an index of this kind finds for each text, in the order of the head as the ranker orders it."""
+        from clipflow.relevance.nearest import Nearest
+
+        nearest = Nearest(pictures, index_kind)
+        self.told['index'] = nearest.told
+        found = nearest.search(texts)
+        if self.head is None:
+            return list(found)
+        ordered = list[Found]()
+        for row, (places, _) in enumerate(found):
+            scores = self.head.scores(texts[row : row + 1], pictures[places])[0]
+            order = np.argsort(-scores, kind='stable')
+            ordered.append((places[order], scores[order]))
+        return ordered
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be embedded, and the templates that are usual for these texts."""
+
+    pictures: Sequence[Picture]
+    others: Sequence[Picture]
+    texts: Sequence[str]
+    usual: tuple[str, ...]
+
+
+def embedded(system: System, wanted: Wanted, progress: Progress) -> Vectors:
+    """Vectors of what is wanted.
+
+    Raises:
+        ClipflowError: the model cannot be loaded, or the head is not of this model.
+    """
+    spec = load_spec(system.model)
+    templates = _templates(system, spec, wanted.usual)
+    head = None if system.head is None else Head.read(system.head)
+    if head is not None:
+        head.check(spec.fingerprint)
+    given = {'runtime': system.runtime, 'precision': system.precision}
+    encoding = EncoderSettings.load()
+    encoding = encoding.model_copy(update={name: value for name, value in given.items() if value != 'auto'})
+    with Embedding(spec, encoding) as embedding:
+        with progress(f'{spec.name}: texts', len(wanted.texts)) as moved:
+            said = embedding.texts(wanted.texts, templates, moved)
+        with progress(f'{spec.name}: pictures', len(wanted.pictures) + len(wanted.others)) as moved:
+            shown, further = embedding.pictures(wanted.pictures, moved), embedding.pictures(wanted.others, moved)
+        described = embedding.description
+    told = {
+        'model': spec.name,
+        'fingerprint': spec.fingerprint,
+        'runtime': described['runtime'],
+        'device': described.get('device', ''),
+        'precision': described['precision'],
+        'templates': ' | '.join(templates),
+        'index': 'flat',
+        'head': '' if head is None else head.version,
+    }
+    return Vectors(told, head, shown, further, said)
+
+
+def _templates(system: System, spec: ModelSpec, usual: tuple[str, ...]) -> tuple[str, ...]:
+    if system.templates is None:
+        return spec.templates or usual
+    for template in system.templates:
+        if template.count('{}') != 1:
+            raise InvalidParameter(f'a template has one place {{}} for the text; {template!r} has not')
+    return system.templates

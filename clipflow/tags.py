@@ -1,0 +1,52 @@
+"""Tags of a Document: a JSON object. Names that begin with `__` are ours."""
+
+import json
+from typing import Any
+
+from docarray import Document
+
+from clipflow.errors import InvalidDocument
+
+
+def drop_private_tags(doc: Document) -> None:
+    """Remove tags that are reserved for us, at every depth of the Document."""
+    for name in [name for name in doc.tags if name.startswith('__')]:
+        del doc.tags[name]
+
+
+def tags_json(doc: Document) -> str:
+    """The tags as JSON, without private ones.
+
+    Raises:
+        InvalidDocument: for tags that JSON cannot hold (NaN, infinity, foreign types), and for a NUL in a text.
+    """
+    tags = {name: value for name, value in doc.tags.items() if not name.startswith('__')}
+    try:
+        text = json.dumps(tags, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError):
+        raise InvalidDocument(f'the tags of {doc.id!r} are not a JSON object (NaN and infinity are none)') from None
+    if '\\u0000' in text and _has_nul(tags):
+        # SQLite would end the text there, and a filter would take the rest for nothing.
+        raise InvalidDocument(f'the tags of {doc.id!r} hold the character NUL, which cannot be stored')
+    return text
+
+
+def _has_nul(value: Any) -> bool:
+    if isinstance(value, str):
+        return '\0' in value
+    if isinstance(value, dict):
+        return any(_has_nul(item) for pair in value.items() for item in pair)
+    return isinstance(value, list) and any(_has_nul(item) for item in value)
+
+
+def plain_tags(doc: Document) -> dict[str, Any]:
+    """The tags as plain values; whole numbers, which travel as floats, are whole again. Private ones are left out."""
+
+    def whole(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: whole(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [whole(item) for item in value]
+        return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else value
+
+    return {key: whole(value) for key, value in doc.tags.items() if not key.startswith('__')}

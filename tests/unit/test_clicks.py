@@ -1,0 +1,95 @@
+"""Entries of the feedback log as lines, and the position bias in them against a truth that is known."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from clipflow.clicks import FLOOR, PLACES, Counts, Feedback, counted, merged, propensities, read_log
+from clipflow.errors import InvalidParameter
+
+SHOWN = 10
+
+
+def entry(**changes: object) -> Feedback:
+    vector = np.array([0.1, -0.7, 1 / 3], dtype=np.float32)
+    given = {
+        'shown': ('a', 'b'),
+        'clicked': ('b',),
+        'disliked': ('a',),
+        'scores': (0.5, 0.25),
+        'time': 12.5,
+        'user': 'u',
+    }
+    return Feedback('ein Hund', vector, 'm', head='h', **given | changes)  # type: ignore[arg-type]
+
+
+Shown = tuple[list[str], list[float], list[str]]
+
+
+def simulated(truth: np.ndarray, searches: int = 10_000) -> list[Shown]:
+    """Clicks on lists that are sorted by a score, where the score decides how relevant a result is."""
+    rng = np.random.default_rng(3)
+    entries = []
+    for _ in range(searches):
+        scores = np.sort(rng.uniform(rng.uniform(0.1, 0.3), 0.35, SHOWN))[::-1]
+        clicked = rng.random(SHOWN) < truth * 0.8 * (scores / 0.35) ** 3
+        names = [str(place) for place in range(SHOWN)]
+        entries.append((names, scores.tolist(), [name for name, chosen in zip(names, clicked, strict=True) if chosen]))
+    return [entry for entry in entries if entry[2]]  # what is not clicked is not sent
+
+
+@pytest.mark.parametrize('power', [0.5, 1.0, 1.6])
+def test_propensities_are_found_although_better_results_stand_first(power: float) -> None:
+    truth = np.maximum(np.arange(1, SHOWN + 1) ** -power, FLOOR)
+    entries = simulated(truth)
+    found = propensities(counted(entries))[:SHOWN]
+    assert np.abs(found - truth).max() < 0.08
+    # Without the scores all results count as equally relevant, and places as less looked at than they are.
+    bare = propensities(counted((shown, [], clicked) for shown, _, clicked in entries))[:SHOWN]
+    assert np.abs(bare - truth).mean() > 1.7 * np.abs(found - truth).mean()
+
+
+NOTHING = Counts({}, {})
+
+
+def test_without_clicks_a_place_counts_as_one_divided_by_its_number() -> None:
+    assert propensities(NOTHING).tolist() == pytest.approx([max(FLOOR, 1 / place) for place in range(1, PLACES + 1)])
+    assert counted([(['a', 'b'], [], [])]) == NOTHING
+
+
+def test_a_few_clicks_change_little_and_many_decide() -> None:
+    at_second = (['a', 'b'], [0.3, 0.3], ['b'])
+    at_first = (['a', 'b'], [0.3, 0.3], ['a'])
+    assert propensities(counted([at_second, at_first]))[1] < 0.6
+    assert propensities(counted([at_second, at_first] * 1000))[1] > 0.95
+
+
+def test_counts_of_several_logs_add_up() -> None:
+    one, two = [(['a', 'b'], [0.303, 0.3], ['b'])], [(['c', 'b'], [0.31, 0.1], ['c']), (['c'], [], ['c'])]
+    together = counted(one + two)
+    assert merged([counted(one).json(), counted(two).json()]) == together
+    assert together.places == {0: (3, 2), 1: (2, 1)}
+    assert together.pairs == {(0, 1): (0, 1)}
+
+
+def test_an_entry_survives_its_line_to_the_last_bit(tmp_path: Path) -> None:
+    file = tmp_path / 'log.jsonl'
+    file.write_text(entry().line() + '\n\n' + entry(scores=(), user='').line() + '\n')
+    first, second = read_log(file)
+    assert first.vector.tobytes() == entry().vector.tobytes()
+    assert {**vars(first), 'vector': None} == {**vars(entry()), 'vector': None}
+    assert (second.scores, second.user) == ((), '')
+
+
+@pytest.mark.parametrize(
+    'line',
+    ['{', '[]', '{"text": "x"}', entry().line().replace('0.25', '"x"'), entry(scores=(0.1,)).line()],
+)
+def test_a_line_that_is_no_entry_is_named(tmp_path: Path, line: str) -> None:
+    file = tmp_path / 'log.jsonl'
+    file.write_text(entry().line() + '\n' + line + '\n')
+    with pytest.raises(InvalidParameter, match='line 2 of'):
+        read_log(file)
+    with pytest.raises(InvalidParameter, match='cannot be read'):
+        read_log(tmp_path / 'none.jsonl')
