@@ -2,6 +2,11 @@
 VENV ?= .venv
 PHOTOS ?=
 export VENV
+# In two processes, file by file; then those that measure, one after the other.
+define TESTS
+$(VENV)/bin/python -m pytest -n 2 --dist loadfile -m 'not alone'
+$(VENV)/bin/python -m pytest -m alone
+endef
 
 .PHONY: help setup setup-runtimes demo test long unit memory chaos check config clean
 
@@ -18,7 +23,7 @@ demo: setup  ## Start the service, index photographs (PHOTOS=folder for your own
 	$(VENV)/bin/python scripts/demo.py $(if $(PHOTOS),"$(PHOTOS)")
 
 test: setup-runtimes check  ## All tests
-	$(VENV)/bin/python -m pytest
+	$(TESTS)
 
 long: setup-runtimes check  ## All tests in their long forms, with foreign servers and clients in their own environments
 	CLIPFLOW_TEST_LONG=1 CLIPFLOW_TEST_KILLS=200 REQUESTS=10000 $(VENV)/bin/python -m pytest

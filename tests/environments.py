@@ -1,5 +1,6 @@
 """Environments of their own for what cannot live beside Jina: made once, and kept below .cache/."""
 
+import fcntl
 import hashlib
 import subprocess
 import sys
@@ -44,10 +45,13 @@ def environment_by(name: str, script: Path) -> Path:
 def _made(name: str, source: Path, install: Callable[[Path], list[str]]) -> Path:
     digest = hashlib.sha256(source.read_bytes() + sys.version.encode()).hexdigest()[:12]
     folder = ROOT / '.cache' / f'{name}-{digest}'
-    if not (folder / 'complete').exists():
-        made = subprocess.run(install(folder), capture_output=True, text=True, check=False)
-        if made.returncode:
-            reason = (made.stderr.strip().splitlines() or ['no reason given'])[-1]
-            pytest.skip(f'the environment {name!r} cannot be installed here: {reason}')
-        (folder / 'complete').touch()
+    folder.mkdir(parents=True, exist_ok=True)
+    with folder.with_suffix('.lock').open('w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another test process may be making it
+        if not (folder / 'complete').exists():
+            made = subprocess.run(install(folder), capture_output=True, text=True, check=False)
+            if made.returncode:
+                reason = (made.stderr.strip().splitlines() or ['no reason given'])[-1]
+                pytest.skip(f'the environment {name!r} cannot be installed here: {reason}')
+            (folder / 'complete').touch()
     return folder / 'bin' / 'python'

@@ -64,7 +64,7 @@ class Heads(torch.nn.Module):
         found = self.visual.detach().clone()
         if self._bias is not None:
             found[:, self._bias] = 0.0
-            found[:, self._bias] = (-found @ self.mean) / self.mean[self._bias]
+            found[:, self._bias] = (self.offset.detach() - found @ self.mean) / self.mean[self._bias]
         return found
 
 

@@ -1,6 +1,7 @@
 """Is the process alive, is every stage there, and what does each say of itself."""
 
 import asyncio
+import re
 import time
 from typing import Any
 
@@ -38,6 +39,13 @@ class _Probe:
             return self._found
 
 
+def _ready(stages: dict[str, dict[str, Any]], name: str) -> list[bool]:
+    """Whether a stage can work, or each of its shards `name_0`, `name_1`, ...: without some of them searches are partial,
+    without this gateway there were none.
+    """
+    return [bool(told['ready']) for found, told in stages.items() if re.fullmatch(rf'{name}(_\d+)?', found)]
+
+
 def router(flow: FlowCall, metrics: Metrics) -> APIRouter:
     """`/healthz`, `/readyz`, `/v1/status`, `/metrics`."""
     routes = APIRouter(tags=['status'])
@@ -55,9 +63,10 @@ def router(flow: FlowCall, metrics: Metrics) -> APIRouter:
             stages = await probe.stages()
         except ClipflowError as error:
             raise NotReady(error.message) from None
-        if missing := [stage for stage in STAGES if stage not in stages]:
+        ready = {stage: _ready(stages, stage) for stage in STAGES}
+        if missing := [stage for stage, found in ready.items() if not found]:
             raise NotReady(f'no answer from: {", ".join(missing)}')
-        if broken := [stage for stage in STAGES if not stages[stage]['ready']]:
+        if broken := [stage for stage, found in ready.items() if not any(found)]:
             raise NotReady(f'cannot work: {", ".join(broken)}; see /v1/status and the log')
         return {'status': 'ready'}
 

@@ -96,6 +96,7 @@ def memory(service: Service) -> dict[str, int]:
     return found
 
 
+@pytest.mark.alone
 def test_thousands_of_requests_leave_memory_constant(service: Service, pictures: list[bytes]) -> None:
     warm_up(service, pictures)
     encode(service, range(FIRST), pictures)
