@@ -11,7 +11,6 @@ import pytest
 from .code import ROOT
 
 HEAVY = ('torch', 'transformers', 'faiss', 'fastapi', 'jina', 'docarray')
-CLI = ROOT / 'clipflow' / 'cli' / 'main.py'
 CLIENT = ROOT / 'client' / 'clipflow_client' / '__init__.py'
 
 LOAD_FILE = 'import importlib.util as u; s = u.spec_from_file_location({stem!r}, {path!r}); m = u.module_from_spec(s)'
