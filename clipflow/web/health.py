@@ -40,9 +40,7 @@ class _Probe:
 
 
 def _ready(stages: dict[str, dict[str, Any]], name: str) -> list[bool]:
-    """Whether a stage can work, or each of its shards `name_0`, `name_1`, ...: without some of them searches are partial,
-    without this gateway there were none.
-    """
+    """Whether a stage can work, or each of its shards `name_0`, `name_1`, ...: some are enough for partial answers."""
     return [bool(told['ready']) for found, told in stages.items() if re.fullmatch(rf'{name}(_\d+)?', found)]
 
 

@@ -190,6 +190,7 @@ def test_while_a_shard_is_away_the_rest_answer_and_say_that_something_is_missing
         assert {match.id for match in partial.matches} == {name for name, _, _ in everything} - at_one
         with httpx.Client(base_url=filled.http, timeout=60, trust_env=False) as http:
             assert http.post('/v1/search', json={'embedding': [1.0] * DIMENSION, 'limit': 3}).json()['partial'] is True
+            assert http.get('/readyz').json() == {'status': 'ready'}
         with Client(filled.grpc) as client:
             assert client.search(QUERY, limit=3).partial is True
         here, there = (next(doc.id for doc in documents() if shard_of(doc.id, SHARDS) == n) for n in (0, 1))
