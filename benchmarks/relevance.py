@@ -27,7 +27,7 @@ TUNED = {
     'lora': ('lora', '--learning-rate', '1e-3'),
     'projection': ('projection', '--learning-rate', '1e-3'),
 }
-"""Rates for a model of this size, chosen on flickr8k's val part. A real CLIP takes the defaults, which are smaller."""
+"""Rates for a model of this size, which nobody has tuned. A real CLIP takes the defaults, which are smaller."""
 TEMPLATE = 'a photo of a person {}'
 
 

@@ -39,40 +39,62 @@ def read(folder: Path) -> Iterator[list[Record]]:
         InvalidDocument: vectors and metadata differ in number, or a vector is no direction.
         Unavailable: the parquet files need a package that is not installed.
     """
-    rows = _plain_rows(folder) if (folder / 'vectors.npy').is_file() else _partitions(folder)
     place = 0
-    for vectors, fields in rows:
-        yield [_record(vector, row, place + n) for n, (vector, row) in enumerate(zip(vectors, fields, strict=True))]
-        place += len(fields)
+    for array in arrays_in(folder):
+        for vectors, fields in _rows(array):
+            yield [record(vector, row, place + n) for n, (vector, row) in enumerate(zip(vectors, fields, strict=True))]
+            place += len(fields)
 
 
-def _partitions(folder: Path) -> Rows:
-    arrays = sorted(folder.glob('img_emb/img_emb_*.npy')) or sorted(folder.glob('text_emb/text_emb_*.npy'))
+def arrays_in(folder: Path) -> list[Path]:
+    """The files of vectors of a folder in either layout, in their order.
+
+    Raises:
+        NotFound: there are none.
+    """
+    plain = folder / 'vectors.npy'
+    arrays = [plain] if plain.is_file() else sorted(folder.glob('img_emb/img_emb_*.npy'))
+    arrays = arrays or sorted(folder.glob('text_emb/text_emb_*.npy'))
     if not arrays:
         raise NotFound(f'{folder} has neither vectors.npy nor img_emb/img_emb_*.npy; it is no collection of vectors')
-    for array in arrays:
-        number = re.sub(r'.*_', '', array.stem)
-        path = folder / 'metadata' / f'metadata_{number}.parquet'
-        vectors = _mapped(array)
-        if not path.is_file():
-            yield from _blocks(vectors, ({} for _ in range(len(vectors))), array)
-            continue
-        table = _parquet().ParquetFile(path)
-        lines = (row for batch in table.iter_batches(BLOCK) for row in batch.to_pylist())
-        yield from _blocks(vectors, lines, path)
+    return arrays
 
 
-def _plain_rows(folder: Path) -> Rows:
-    path = folder / 'documents.jsonl'
-    vectors = _mapped(folder / 'vectors.npy')
+def metadata_of(array: Path) -> Path:
+    """Where the metadata of a file of vectors are, if there are any."""
+    if array.name == 'vectors.npy':
+        return array.with_name('documents.jsonl')
+    number = re.sub(r'.*_', '', array.stem)
+    return array.parent.parent / 'metadata' / f'metadata_{number}.parquet'
+
+
+def _rows(array: Path) -> Rows:
+    path, vectors = metadata_of(array), mapped(array)
     if not path.is_file():
-        yield from _blocks(vectors, ({} for _ in range(len(vectors))), path)
-        return
-    with path.open(encoding='utf-8') as file:
-        yield from _blocks(vectors, (_parsed(line, path) for line in file), path)
+        yield from _blocks(vectors, ({} for _ in range(len(vectors))), array)
+    elif path.suffix == '.parquet':
+        lines = (row for batch in table(path).iter_batches(BLOCK) for row in batch.to_pylist())
+        yield from _blocks(vectors, lines, path)
+    else:
+        with path.open(encoding='utf-8') as file:
+            yield from _blocks(vectors, (parsed(line, path) for line in file), path)
 
 
-def _parsed(line: str, path: Path) -> dict[str, Any]:
+def table(path: Path) -> Any:
+    """A parquet file, of which nothing is read yet.
+
+    Raises:
+        InvalidDocument: it is damaged.
+        Unavailable: pyarrow is not installed.
+    """
+    try:
+        return _parquet().ParquetFile(path)
+    except (OSError, ValueError) as error:  # pyarrow's own are both
+        raise InvalidDocument(f'{path} cannot be read as parquet: {error}') from None
+
+
+def parsed(line: str, path: Path) -> dict[str, Any]:
+    """A line of documents.jsonl; raises InvalidDocument if it is no JSON object."""
     try:
         row = json.loads(line)
     except ValueError:
@@ -82,7 +104,8 @@ def _parsed(line: str, path: Path) -> dict[str, Any]:
     return row
 
 
-def _mapped(path: Path) -> NDArray[Any]:
+def mapped(path: Path) -> NDArray[Any]:
+    """A file of vectors, [N, D], memory-mapped; raises InvalidDocument if it is damaged or something else."""
     try:
         array: NDArray[Any] = np.load(path, mmap_mode='r', allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
@@ -92,21 +115,32 @@ def _mapped(path: Path) -> NDArray[Any]:
     return array
 
 
+def unit(vectors: NDArray[Any], path: Path, start: int) -> NDArray[np.float32]:
+    """Rows of a file from `start` on, [N, D], of unit length; raises InvalidDocument if one has no direction."""
+    rows = np.asarray(vectors, dtype=np.float32)
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    if not np.isfinite(lengths).all() or not lengths.all():
+        raise InvalidDocument(f'{path}: a vector of rows {start} to {start + len(rows)} is zero or not finite')
+    return rows / lengths
+
+
 def _blocks(vectors: NDArray[Any], fields: Iterator[dict[str, Any]], path: Path) -> Rows:
     for start in range(0, len(vectors), BLOCK):
-        rows = np.asarray(vectors[start : start + BLOCK], dtype=np.float32)
-        lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-        if not np.isfinite(lengths).all() or not lengths.all():
-            raise InvalidDocument(f'{path}: a vector of rows {start} to {start + len(rows)} is zero or not finite')
+        rows = unit(vectors[start : start + BLOCK], path, start)
         some = list(itertools.islice(fields, len(rows)))
         if len(some) < len(rows):
             raise InvalidDocument(f'{path} has fewer rows than there are vectors ({len(vectors)})')
-        yield rows / lengths, some
+        yield rows, some
     if next(fields, None) is not None:
         raise InvalidDocument(f'{path} has more rows than there are vectors ({len(vectors)})')
 
 
-def _record(vector: NDArray[np.float32], row: dict[str, Any], place: int) -> Record:
+def record(vector: NDArray[np.float32] | None, row: dict[str, Any], place: int) -> Record:
+    """A document from its metadata; without `id` and `image_path` its place in the folder is its id.
+
+    Raises:
+        InvalidDocument: the id is too long, or the metadata are nothing that JSON has.
+    """
     identifier = str(row.get('id') or row.get('image_path') or place)
     if len(identifier.encode('utf-8', 'surrogatepass')) > _LONGEST_ID:
         raise InvalidDocument(f'the id {identifier[:40]!r}... is longer than {_LONGEST_ID} bytes')
