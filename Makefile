@@ -8,7 +8,7 @@ $(VENV)/bin/python -m pytest -n 2 --dist loadfile -m 'not alone'
 $(VENV)/bin/python -m pytest -m alone
 endef
 
-.PHONY: help setup setup-runtimes demo test long unit memory chaos check config clean
+.PHONY: help setup setup-runtimes demo test long unit memory chaos containers check config clean
 
 help:  ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1	/' | expand -t 24
@@ -36,6 +36,9 @@ memory: setup  ## Ten thousand requests through one service; "make test" sends f
 
 chaos: setup  ## Kill the index 200 times at random moments, and damage its files; "make test" kills it 24 times
 	CLIPFLOW_TEST_KILLS=200 $(VENV)/bin/python -m pytest tests/crash/test_index_killed.py
+
+containers: setup  ## The images and the Kubernetes manifests in real containers; as root, with podman (ten minutes and more)
+	CLIPFLOW_REQUIRE_CONTAINERS=1 $(VENV)/bin/python -m pytest tests/containers
 
 check: setup  ## Format, lint and types
 	@scripts/check

@@ -142,16 +142,22 @@ def call(*command: object) -> None:
 
 
 def lines(title: str, found: dict[str, Any]) -> list[str]:
-    """A row for each measure of an evaluation: A, B, and the difference, with intervals."""
+    """A row for each measure of an evaluation: the start, what was changed, and the difference, with intervals."""
     made = []
     for part in found['measured']:
         wanted = [name for direction, name in SHOWN if direction == part['direction']] or ['top-1']
         for name in wanted:
-            cells = [shown(part['estimates'][0][name])]
+            # `evaluate` puts what it compares with first: here that is what was changed.
+            cells = [shown(part['estimates'][-1][name])]
             if part['differences']:
-                cells += [shown(part['estimates'][1][name]), shown(part['differences'][0][name], '+')]
+                cells += [shown(part['estimates'][0][name]), shown(negative(part['differences'][0][name]), '+')]
             made.append(f'| {title} | {part["direction"]} {name} | ' + ' | '.join([*cells, '', ''][:3]) + ' |')
     return made
+
+
+def negative(difference: dict[str, float]) -> dict[str, float]:
+    """The same, the other way round."""
+    return {'value': -difference['value'], 'low': -difference['high'], 'high': -difference['low']}
 
 
 def shown(estimate: dict[str, float], sign: str = '') -> str:

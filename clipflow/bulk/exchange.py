@@ -88,7 +88,7 @@ def table(path: Path) -> Any:
         Unavailable: pyarrow is not installed.
     """
     try:
-        return _parquet().ParquetFile(path)
+        return parquet().ParquetFile(path)
     except (OSError, ValueError) as error:  # pyarrow's own are both
         raise InvalidDocument(f'{path} cannot be read as parquet: {error}') from None
 
@@ -121,7 +121,8 @@ def unit(vectors: NDArray[Any], path: Path, start: int) -> NDArray[np.float32]:
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
     if not np.isfinite(lengths).all() or not lengths.all():
         raise InvalidDocument(f'{path}: a vector of rows {start} to {start + len(rows)} is zero or not finite')
-    return rows / lengths
+    found: NDArray[np.float32] = rows / lengths
+    return found
 
 
 def _blocks(vectors: NDArray[Any], fields: Iterator[dict[str, Any]], path: Path) -> Rows:
@@ -144,8 +145,7 @@ def record(vector: NDArray[np.float32] | None, row: dict[str, Any], place: int) 
     identifier = str(row.get('id') or row.get('image_path') or place)
     if len(identifier.encode('utf-8', 'surrogatepass')) > _LONGEST_ID:
         raise InvalidDocument(f'the id {identifier[:40]!r}... is longer than {_LONGEST_ID} bytes')
-    given = row.get('tags')
-    tags = json.loads(given) if isinstance(given, str) else given or {}
+    tags = _tags(row.get('tags'))
     tags |= {name: value for name, value in row.items() if name not in _OWN and value is not None}
     try:
         text = json.dumps(tags, ensure_ascii=False, allow_nan=False, default=str)
@@ -153,6 +153,17 @@ def record(vector: NDArray[np.float32] | None, row: dict[str, Any], place: int) 
         raise InvalidDocument(f'the metadata of {identifier!r} are not finite numbers, texts and lists') from None
     uri = row.get('uri') or row.get('url') or row.get('image_path') or ''
     return Record(identifier, str(row.get('text') or row.get('caption') or ''), str(uri), text, vector)
+
+
+def _tags(given: Any) -> dict[str, Any]:
+    """Of a dump they are a JSON object; metadata of others may have anything under this name."""
+    if isinstance(given, str):
+        try:
+            found = json.loads(given)
+        except ValueError:
+            found = given
+        given = found if isinstance(found, dict) else given
+    return dict(given) if isinstance(given, dict) else {} if given is None else {'tags': given}
 
 
 def write(stores: Sequence[Store], folder: Path, layout: str, wrote: Callable[[int], None]) -> None:
@@ -204,7 +215,7 @@ def _write_plain(stores: Sequence[Store], folder: Path, wrote: Callable[[int], N
 def _write_partitions(stores: Sequence[Store], folder: Path, wrote: Callable[[int], None]) -> None:
     import faiss
 
-    parquet = _parquet()
+    tables = parquet()
     arrow = importlib.import_module('pyarrow')
     for name in ('img_emb', 'metadata'):
         (folder / name).mkdir()
@@ -220,7 +231,7 @@ def _write_partitions(stores: Sequence[Store], folder: Path, wrote: Callable[[in
         rows = [
             {'id': r.id, 'image_path': r.uri or r.id, 'caption': r.text, 'url': r.uri, 'tags': r.tags} for r in records
         ]
-        parquet.write_table(arrow.Table.from_pylist(rows), folder / 'metadata' / f'metadata_{name}.parquet')
+        tables.write_table(arrow.Table.from_pylist(rows), folder / 'metadata' / f'metadata_{name}.parquet')
         number += 1
 
     for records in _records(stores):
@@ -238,7 +249,8 @@ def _write_partitions(stores: Sequence[Store], folder: Path, wrote: Callable[[in
         faiss.write_index(index, str(folder / 'image.index'))
 
 
-def _parquet() -> Any:
+def parquet() -> Any:
+    """pyarrow's module of that name; raises Unavailable if it is not installed."""
     try:
         return importlib.import_module('pyarrow.parquet')
     except ImportError:

@@ -115,21 +115,28 @@ def _place() -> tuple[Path, Any]:
 @contextmanager
 def progress(title: str, total: int | None) -> Iterator[Callable[[int], None]]:
     """A bar with rate and remaining time, on standard error; the function is told how many more are done."""
+    with bars(total, title) as moved:
+        yield lambda count: moved(title, count)
+
+
+@contextmanager
+def bars(total: int | None, *titles: str) -> Iterator[Callable[[str, int], None]]:
+    """The same for several phases, each of `total`; the function is told which, and how many more."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (
-        TextColumn(title),
+        TextColumn('{task.description}'),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn('{task.fields[rate]} documents/s'),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task(title, total=total, rate='-')
+        tasks = {title: progress.add_task(title, total=total, rate='-') for title in titles}
 
-        def moved(count: int) -> None:
-            speed = progress.tasks[task].speed
-            progress.update(task, advance=count, rate=f'{speed:,.0f}' if speed else '-')
+        def moved(title: str, count: int) -> None:
+            speed = progress.tasks[tasks[title]].speed
+            progress.update(tasks[title], advance=count, rate=f'{speed:,.0f}' if speed else '-')
 
         yield moved

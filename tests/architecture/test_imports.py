@@ -46,6 +46,7 @@ ALLOWED: dict[str, set[str]] = {
     'index': {'errors', 'filters', 'store', 'order', 'vectors', 'quantiles'},
     'bulk': {
         'errors',
+        'files',
         'settings',
         'wire',
         'work',
@@ -55,6 +56,7 @@ ALLOWED: dict[str, set[str]] = {
         'sessions',
         'batching',
         'store',
+        'index',
     },
     'rank': {'errors', 'files', 'tags', 'clicks', 'wire', 'order', 'vectors', 'quantiles'},
     'relevance': {'errors', 'templates', 'quantiles', 'files', 'settings', 'wire', 'weights', 'bulk', 'index', 'rank'},
