@@ -100,7 +100,7 @@ def test_nothing_is_lost_or_revived_after_the_death_of_the_launcher_either(tmp_p
 
 @pytest.mark.parametrize('stage', STAGES)
 def test_our_client_gets_its_answer_although_a_stage_is_killed(service: Service, stage: str) -> None:
-    with Client(service.grpc) as client:
+    with Client(service.grpc, retries=20) as client:
         assert [match.id for match in client.search('a')] == ['a']
         service.kill(stage)
         assert [match.id for match in client.search('a')] == ['a']

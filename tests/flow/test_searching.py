@@ -234,7 +234,6 @@ def test_an_empty_index_answers_with_no_matches(fake: Service) -> None:
         ({'group_by': 3}, 'group_by'),
         ({'templates': ['no place']}, 'templates'),
         ({'templates': ['{} and {}']}, 'templates'),
-        ({'templates': []}, 'templates'),
         ({'access_paths': 'c'}, 'access_paths'),
         ({'access_paths': '@x'}, 'access_paths'),
         ({'nprobe': 0}, 'nprobe'),
