@@ -5,6 +5,7 @@ faster. Alone, a query waits for nobody.
 """
 
 import asyncio
+import itertools
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -18,6 +19,8 @@ from clipflow.errors import Timeout
 
 FLIGHTS = 2
 """Requests of one kind that are on their way at once: while one is searched, the next is encoded."""
+LATE_SECONDS = 0.5
+"""After that one does not count any more: it may hang at a replica that is frozen, while another one is free."""
 MOST = 32
 _LARGEST = 64 * 1024
 _OWN = (wire.DEADLINE, wire.REQUEST_ID)
@@ -37,7 +40,8 @@ class _Line:
     """Queries with the same parameters."""
 
     waiting: deque[_Query] = field(default_factory=deque)
-    flights: int = 0
+    flights: dict[int, float] = field(default_factory=dict)
+    """When each request that is on its way began it, monotonic seconds."""
 
 
 class Together:
@@ -51,6 +55,7 @@ class Together:
         self._send = send
         self._lines: dict[bytes, _Line] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._numbers = itertools.count()
 
     async def send(self, request: DataRequest, deadline: float) -> DataRequest:
         """As `send`, with others' or alone.
@@ -64,7 +69,8 @@ class Together:
         line = self._lines.setdefault(kind, _Line())
         query = _Query(request, deadline, asyncio.get_running_loop().create_future())
         line.waiting.append(query)
-        if line.flights < FLIGHTS:
+        late = time.monotonic() - LATE_SECONDS
+        if sum(begun > late for begun in line.flights.values()) < FLIGHTS:
             self._take_off(kind, line)
         try:
             return await asyncio.wait_for(query.answer, max(0.001, deadline - time.time()))
@@ -72,17 +78,19 @@ class Together:
             raise Timeout('the query was not answered in time; ask for less or allow more time') from None
 
     def _take_off(self, kind: bytes, line: _Line) -> None:
-        line.flights += 1
-        task = asyncio.create_task(self._fly(kind, line))
+        number = next(self._numbers)
+        line.flights[number] = time.monotonic()
+        task = asyncio.create_task(self._fly(kind, line, number))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _fly(self, kind: bytes, line: _Line) -> None:
+    async def _fly(self, kind: bytes, line: _Line, number: int) -> None:
         try:
             while queries := _next(line.waiting):
+                line.flights[number] = time.monotonic()
                 await self._answer(queries)
         finally:
-            line.flights -= 1
+            del line.flights[number]
             if not line.flights:
                 self._lines.pop(kind, None)
 

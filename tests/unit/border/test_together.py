@@ -133,3 +133,20 @@ def test_who_has_gone_is_left_out_and_whose_time_is_over_is_told() -> None:
         assert stages.seen[FLIGHTS:] == [['t2', 't4']]
 
     asyncio.run(run())
+
+
+def test_a_request_that_hangs_does_not_hold_up_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run() -> list[list[str]]:
+        stages = Stages()
+        together = Together(stages.send)
+        hanging = [await started(together, stages, query(str(number))) for number in range(FLIGHTS)]
+        waiting = await started(together, stages, query('waits'))
+        assert len(stages.seen) == FLIGHTS
+        monkeypatch.setattr('clipflow.border.together.LATE_SECONDS', 0.0)  # that long have they been on their way
+        last = await started(together, stages, query('last'))
+        seen = list(stages.seen)
+        stages.go.set()
+        await asyncio.gather(*hanging, waiting, last)
+        return seen
+
+    assert asyncio.run(run())[FLIGHTS:] == [['waits', 'last']]
