@@ -57,6 +57,7 @@ ALLOWED: dict[str, set[str]] = {
         'batching',
         'store',
         'index',
+        'templates',
     },
     'rank': {'errors', 'files', 'tags', 'clicks', 'wire', 'order', 'vectors', 'quantiles'},
     'relevance': {'errors', 'templates', 'quantiles', 'files', 'settings', 'wire', 'weights', 'bulk', 'index', 'rank'},

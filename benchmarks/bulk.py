@@ -1,0 +1,126 @@
+"""How fast `clipflow embed` is beside the model alone, and how much memory it takes for more and more items.
+
+    python benchmarks/bulk.py [--data DIR] [--sets unsplash/photos.zip,...] [--rounds 3] [--times 1]
+
+Each round embeds all sets, in a process of its own, and then lets the same runtime encode the same pictures, with their
+pixels ready and nothing else to do. `--times 10` takes so many links to each set: ten times the items, the same memory.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from clipflow import ROOT
+from setups import spread
+
+SETS = 'unsplash/photos.zip'
+
+
+def embed(pattern: str, out: Path, partition_size: int) -> tuple[float, float]:
+    """Items a second, the loading of the model not counted, and the largest memory of all its processes in MiB."""
+    command = [
+        sys.executable,
+        '-W',
+        'ignore',
+        '-m',
+        'clipflow.cli.main',
+        'embed',
+        pattern,
+        '--out',
+        str(out),
+        '--quiet',
+    ]
+    command += ['--partition-size', str(partition_size)]
+    peak = 0.0
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as running:
+        ended = threading.Event()
+        threading.Thread(target=lambda: (running.wait(), ended.set()), daemon=True).start()
+        while not ended.wait(0.2):
+            peak = max(peak, _memory(running.pid))
+    stats = [json.loads(path.read_text()) for path in (out / 'stats').glob('*.json')]
+    seconds = max(one['end_time'] for one in stats) - min(one['start_time'] for one in stats)
+    return sum(one['sample_count'] for one in stats) / seconds, peak
+
+
+def _memory(process: int) -> float:
+    """Resident memory of a process and those below it, in MiB."""
+    try:
+        pages = int(Path(f'/proc/{process}/statm').read_text().split()[1])
+        children = Path(f'/proc/{process}/task/{process}/children').read_text().split()
+    except (OSError, IndexError):
+        return 0.0
+    return pages * os.sysconf('SC_PAGE_SIZE') / 2**20 + sum(_memory(int(child)) for child in children)
+
+
+def alone(pattern: str) -> float:
+    """Pictures a second of the session by itself."""
+    import numpy as np
+    from docarray import Document
+
+    from clipflow.bulk.embed.items import Item
+    from clipflow.bulk.embed.plan import parts
+    from clipflow.bulk.embed.readers import open_input
+    from clipflow.bulk.embed.tables import Columns
+    from clipflow.bulk.embed.worker import items_of
+    from clipflow.preparation import Preparation, check_pixels
+    from clipflow.sessions.registry import open_session
+    from clipflow.settings import EncoderSettings, PreprocessorSettings
+    from clipflow.weights import load_spec
+    from clipflow.work import share_of_cores
+
+    encoding = EncoderSettings.load()
+    spec = load_spec(encoding.model)
+    preparation, reader = Preparation(spec, PreprocessorSettings.load()), open_input(pattern, Columns())
+    pixels = []
+    for item in items_of(reader, next(parts(reader.scan(), 20 * encoding.batch_size))):
+        assert isinstance(item, Item)
+        doc = Document(blob=item.load().picture)
+        preparation.prepare(doc, needs_content=True, trust_embedding=False, thumbnail=False, keep=False)
+        pixels.append(check_pixels(doc, spec))
+    session = open_session(spec, encoding, share_of_cores(encoding.threads, 1), shared=False).session
+    session.encode_images(np.stack(pixels[: encoding.batch_size]))
+    begun = time.perf_counter()
+    for start in range(0, len(pixels), encoding.batch_size):
+        session.encode_images(np.stack(pixels[start : start + encoding.batch_size]))
+    return len(pixels) / (time.perf_counter() - begun)
+
+
+def main() -> None:
+    """Run the rounds, or, called by itself, the session."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--data', type=Path, default=ROOT.parent / 'shared' / 'data')
+    parser.add_argument('--sets', default=SETS, help='zip files below DATA, separated by commas')
+    parser.add_argument('--rounds', type=int, default=3)
+    parser.add_argument('--times', type=int, default=1)
+    parser.add_argument('--partition-size', type=int, default=1000)
+    parser.add_argument('--alone', metavar='INPUT', help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.alone:
+        print(alone(given.alone))
+        return
+    with tempfile.TemporaryDirectory() as work:
+        for number, name in enumerate(given.sets.split(',')):
+            for time_ in range(given.times):
+                Path(work, f'{number}-{time_:03d}.zip').symlink_to(given.data / name)
+        pattern, ratios, peaks, rates = f'{work}/*.zip', [], [], []
+        for number in range(given.rounds):
+            rate, peak = embed(pattern, Path(work, f'out-{number}'), given.partition_size)
+            command = [sys.executable, '-W', 'ignore', __file__, '--alone', pattern]
+            model = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+            print(f'round {number + 1}: {rate:.1f} items/s, the model alone {model:.1f}, memory {peak:,.0f} MiB')
+            ratios.append(rate / model)
+            peaks.append(peak)
+            rates.append(rate)
+    share = spread(ratios, '.2f')
+    print(f'items/s {statistics.median(rates):.1f}; of the model alone {share}; at most {max(peaks):,.0f} MiB')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,235 @@
+"""From a folder of vectors to a workspace whose indexers start at once.
+
+Every shard is a part of its own: documents into its store, its index, a snapshot of that. Parts share the clusters
+that were learnt from a sample of the whole folder, and are made by several processes. All of it is a generation beside
+the one that counts, until it is complete; an interrupted run goes on in it.
+"""
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from hashlib import blake2b
+from pathlib import Path
+
+import faiss
+import numpy as np
+
+from clipflow.bulk import exchange, workspace
+from clipflow.bulk.mapped import Mapped
+from clipflow.bulk.processes import each
+from clipflow.errors import Conflict, InvalidParameter, StorageFull
+from clipflow.index import snapshot
+from clipflow.index.approximate import Approximate, check_kind
+from clipflow.index.build import build, sampled
+from clipflow.index.choice import Choice, Wanted, choose, memory_for_vectors
+from clipflow.sharding import shard_of
+from clipflow.store import generations, layout
+from clipflow.store.connection import lock
+from clipflow.store.reading import Documents, Record
+from clipflow.store.sqlite import Store
+from clipflow.weights import ModelSpec
+
+STORING, INDEXING = 'storing', 'indexing'
+_TOGETHER = 10_000
+"""Documents of one transaction: each waits for the disk."""
+_CLUSTERS = 'clusters.faiss'
+
+Told = Callable[[str, int], None]
+"""Is told a phase, and how many more documents are through it."""
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What the process of a shard has to know."""
+
+    source: Path
+    target: Path
+    number: int
+    shards: int
+    fingerprint: str
+    model: str
+    choice: Choice
+    recall: float
+    precision: str
+    threads: int
+
+
+def build_workspace(source: Mapped, place: Path, spec: ModelSpec, wanted: Wanted, *, shards: int, told: Told) -> Choice:
+    """See the module.
+
+    Args:
+        source: the folder.
+        place: the workspace, which must not hold documents; made if it is missing.
+        spec: of the model of the vectors.
+        wanted: the kind, and the memory of each shard.
+        shards: how many there are to be.
+        told: hears of STORING and INDEXING, of every document in each.
+
+    Returns:
+        The kind of index that it has become.
+
+    Raises:
+        Conflict: there are documents already, or the same command runs.
+        InvalidParameter: FAISS knows no such kind, there are fewer than one shard, or the workspace is a file.
+        ModelMismatch: the vectors are of another model.
+        ReadOnly, StorageFull: the workspace cannot be written; what is there stays for the next call.
+    """
+    if shards < 1:
+        raise InvalidParameter('there is at least one shard')
+    if place.exists() and not place.is_dir():
+        raise InvalidParameter(f'{place} is a file; name a directory as the workspace')
+    source.check_model(spec)
+    check_kind(wanted.kind, source.dimension())
+    choice = choose(wanted, -(-source.count() // shards), source.dimension())
+    target = _target(source, place, spec, shards, wanted)
+    held = lock(target)
+    try:
+        if choice.factory:
+            _learn(source, choice, target / _CLUSTERS)
+        workers = max(1, min(shards, os.cpu_count() or 1, memory_for_vectors() // max(1, choice.memory)))
+        threads = max(1, faiss.omp_get_max_threads() // workers)
+        precision = 'int8' if source.manifest.get('precision') == 'int8' else 'float'
+        whole = _Part(
+            source.folder,
+            target,
+            0,
+            shards,
+            spec.fingerprint,
+            spec.name,
+            choice,
+            wanted.recall,
+            precision,
+            threads,
+        )
+        each([replace(whole, number=number) for number in range(shards)], _make, workers, told)
+        _switch(place, target)
+    finally:
+        os.close(held)
+    return choice
+
+
+def _target(source: Mapped, place: Path, spec: ModelSpec, shards: int, wanted: Wanted) -> Path:
+    """Where it is made: a name of its own for everything that matters, so that no run goes on with another's parts."""
+    mark = repr((source.folder.resolve(), source.files(), spec.fingerprint, shards, asdict(wanted)))
+    target = generations.named(place, f'b{blake2b(mark.encode(), digest_size=6).hexdigest()}')
+    if documents_in(place):
+        raise Conflict(
+            f'there are documents in {place} already; name another --workspace, or add to them with `clipflow load`'
+        )
+    before = generations.current(place)
+    if layout.shards(before):
+        with workspace.locked(before):
+            pass  # a service that runs on nothing would be in the way at the end
+    return target
+
+
+def documents_in(place: Path) -> int:
+    """How many documents a workspace holds."""
+    count = 0
+    for folder in layout.shards(generations.current(place)).values():
+        documents = Documents(folder)
+        try:
+            count += documents.count()
+        finally:
+            documents.close()
+    return count
+
+
+def _learn(source: Mapped, choice: Choice, file: Path) -> None:
+    """Clusters and codes, from a sample; none are learnt again that an earlier run has left."""
+    try:
+        Approximate.read(file)
+    except InvalidParameter:
+        main = Approximate.create(choice.factory, source.dimension())
+        main.train(sampled([source], main))
+        try:
+            main.write(file)
+        except (OSError, RuntimeError) as error:  # FAISS's word for any failure to write
+            raise StorageFull(f'{file} could not be written: {error}') from None
+
+
+def _make(part: _Part, told: Told) -> None:
+    faiss.omp_set_num_threads(part.threads)
+    store = Store(part.target / str(part.number), part.fingerprint, part.model, (), part.shards)
+    try:
+        _store(part, store, told)
+        _index(part, store, told)
+    finally:
+        store.close()
+
+
+def _store(part: _Part, store: Store, told: Told) -> None:
+    """The documents of this shard. `taken` counts those of the whole folder that were looked at."""
+    before, place, unheard = store.taken(), 0, 0
+    waiting: list[Record] = []
+    for records in exchange.read(part.source):
+        place += len(records)
+        if place > before:
+            waiting += [record for record in records if shard_of(record.id, part.shards) == part.number]
+        unheard += len(records)
+        if len(waiting) >= _TOGETHER:
+            _put(store, waiting, place, part.precision)
+            waiting = []
+        # All shards look at every document: together they tell of each once.
+        if unheard >= _TOGETHER * part.shards:
+            told(STORING, unheard // part.shards)
+            unheard %= part.shards
+    _put(store, waiting, place, part.precision)
+    told(STORING, unheard // part.shards)
+
+
+def _put(store: Store, records: list[Record], place: int, precision: str) -> None:
+    store.upsert(records, precision)
+    if place > store.taken():
+        store.note_taken(place)
+
+
+def _index(part: _Part, store: Store, told: Told) -> None:
+    count = store.count()
+    if not count or _is_there(part, store):
+        told(INDEXING, count)
+        return
+    learnt = replace(part.choice, kind='trained', factory=str(part.target / _CLUSTERS))
+    done = 0
+
+    def watch(task: str, share: float) -> None:
+        nonlocal done
+        if task == 'filling':
+            told(INDEXING, int(share * count) - done)
+            done = int(share * count)
+
+    index = build(
+        store,
+        learnt if part.choice.factory else part.choice,
+        np.empty((0, store.dimension()), np.float32),
+        part.recall,
+        watch,
+    )
+    folder = store.directory / layout.SNAPSHOTS
+    try:
+        snapshot.write(folder, snapshot.Moment.of(index, part.choice, store))
+    except OSError as error:
+        raise StorageFull(f'the index in {folder} could not be written: {error.strerror or error}') from None
+
+
+def _is_there(part: _Part, store: Store) -> bool:
+    """Whether an earlier run has made this very index."""
+    try:
+        _, choice, sequence = snapshot.read(store.directory / layout.SNAPSHOTS, store)
+    except snapshot.Unusable:
+        return False
+    return choice == part.choice and sequence == store.last_sequence()
+
+
+def _switch(place: Path, target: Path) -> None:
+    """It counts from now on; an empty generation that was there, and what only the making needed, are gone."""
+    before = generations.current(place)
+    if layout.shards(before):
+        with workspace.locked(before):
+            generations.switch(place, target)
+        shutil.rmtree(before)
+    else:
+        generations.switch(place, target)
+    for path in (target / _CLUSTERS, (target / _CLUSTERS).with_suffix('.factory')):
+        path.unlink(missing_ok=True)

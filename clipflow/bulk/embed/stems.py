@@ -1,0 +1,138 @@
+"""Readers of folders and zip files: a picture, its caption in .txt and its metadata in .json of the same stem."""
+
+import json
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Any
+
+from clipflow.bulk.embed import storage
+from clipflow.bulk.embed.items import PICTURES, Content, Entry, Fault, Item, Place, Range
+from clipflow.errors import InvalidDocument
+
+
+def entries(names: Iterable[str]) -> list[Entry]:
+    """The pictures among some names, sorted, each with what has the same stem."""
+    known = set(names)
+    found = []
+    for name in sorted(known):
+        stem, _, suffix = name.rpartition('.')
+        if stem and suffix.lower() in PICTURES:
+            caption, metadata = f'{stem}.txt', f'{stem}.json'
+            found.append((name, caption if caption in known else '', metadata if metadata in known else ''))
+    return found
+
+
+def loaded(entry: Entry, read: Callable[[str], bytes]) -> Content:
+    """Read an entry.
+
+    Raises:
+        InvalidDocument: a file of it cannot be read, or is not what it should be.
+    """
+    picture, caption, metadata = entry
+    return Content(
+        read(picture),
+        text(read(caption), caption) if caption else None,
+        tags(read(metadata), metadata) if metadata else {},
+    )
+
+
+def text(blob: bytes, name: str) -> str:
+    """A caption; raises InvalidDocument unless it is UTF-8."""
+    try:
+        return blob.decode('utf-8').strip()
+    except UnicodeDecodeError:
+        raise InvalidDocument(f'{name} is not text in UTF-8') from None
+
+
+def tags(blob: bytes, name: str) -> dict[str, Any]:
+    """Metadata; raises InvalidDocument unless it is a JSON object."""
+    try:
+        found = json.loads(blob)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise InvalidDocument(f'{name} is not a JSON object')
+    return found
+
+
+class Folder:
+    """See `items.Reader`. The key of an item is the path of its picture.
+
+    Args:
+        url: of the folder.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._files = dict[str, int]()
+        self.captions = False
+
+    def digest(self) -> str:
+        """See `items.Reader`."""
+        self._files = storage.listed(self._url)
+        return storage.digest(self._files)
+
+    def scan(self) -> Iterator[Place | Fault]:
+        """See `items.Reader`."""
+        for row, entry in enumerate(entries(self._files or storage.listed(self._url))):
+            self.captions |= bool(entry[1])
+            yield Place(self._url, row, 0, entry)
+
+    def read(self, piece: Range) -> Iterator[Item | Fault]:
+        """See `items.Reader`."""
+        system, _ = storage.located(piece.source)
+        read = partial(storage.content_at, system)
+        for entry in piece.entries:
+            yield Item(storage.named(system, entry[0]), partial(loaded, entry, read))
+
+
+class Zip:
+    """See `items.Reader`. The key of an item is what the zip file calls its picture.
+
+    Args:
+        urls: of the zip files.
+    """
+
+    def __init__(self, urls: list[str]) -> None:
+        self._urls = urls
+        self.captions = False
+
+    def digest(self) -> str:
+        """See `items.Reader`."""
+        return storage.digest(storage.sizes(self._urls))
+
+    def scan(self) -> Iterator[Place | Fault]:
+        """See `items.Reader`; of a name that comes twice, the last is in effect, and the others are faults."""
+        for url in self._urls:
+            try:
+                with storage.reading(url), storage.opened(url) as file, zipfile.ZipFile(file) as archive:
+                    names = [name for name in archive.namelist() if _is_shown(name)]
+            except InvalidDocument as error:
+                yield Fault(url, error.message)
+                continue
+            seen = set[str]()
+            for name in names:
+                if name in seen and name.rpartition('.')[2].lower() in PICTURES:
+                    yield Fault(name, f'the name comes twice in {url}; the last one counts')
+                seen.add(name)
+            for row, entry in enumerate(entries(names)):
+                self.captions |= bool(entry[1])
+                yield Place(url, row, 0, entry)
+
+    def read(self, piece: Range) -> Iterator[Item | Fault]:
+        """See `items.Reader`."""
+        with storage.reading(piece.source):
+            # Items are read after this is through: the last of them closes it.
+            archive = zipfile.ZipFile(storage.opened(piece.source))
+
+        def read(name: str) -> bytes:
+            with storage.reading(name):
+                return archive.read(name)
+
+        for entry in piece.entries:
+            yield Item(entry[0], partial(loaded, entry, read))
+
+
+def _is_shown(name: str) -> bool:
+    return not any(part.startswith('.') or part == '__MACOSX' for part in name.split('/'))

@@ -1,0 +1,114 @@
+"""The same task for several parts, in processes that tell how far they are and end with the one that started them."""
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, TypeVar
+
+from clipflow.errors import Unavailable
+
+T = TypeVar('T')
+_SECONDS = 0.2
+_AT_ONCE = 1000
+
+Told = Callable[[str, int], None]
+_HERE: dict[str, Any] = {}
+"""In a process of the pool: where it tells, and whether it is to stop."""
+
+
+class _Stopped(Exception):
+    """The work is given up because another part failed, or at Ctrl-C."""
+
+
+def each(parts: Sequence[T], task: Callable[[T, Told], None], workers: int, told: Told) -> None:
+    """Do `task(part, told)` for every part, in `workers` processes; in this one if one is enough.
+
+    Args:
+        parts: can be pickled.
+        task: a function of a module; calls `told` often, which ends it when the work is given up.
+        workers: how many run at once.
+        told: hears what all of them tell.
+
+    Raises:
+        ClipflowError: that of the first part that failed.
+        Unavailable: a process was killed.
+    """
+    if workers == 1:
+        for part in parts:
+            task(part, told)
+        return
+    # Spawned: FAISS's and SQLite's threads and locks do not survive a fork.
+    context = multiprocessing.get_context('spawn')
+    messages, stop = context.SimpleQueue(), context.Event()
+    with ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(messages, stop)) as pool:
+        waiting: set[Future[None]] = {pool.submit(_do, task, part) for part in parts}
+        try:
+            while waiting:
+                done, waiting = wait(waiting, timeout=_SECONDS)
+                _hear(messages, told)
+                for future in done:
+                    future.result()
+            while not messages.empty():
+                _hear(messages, told)
+        except BrokenProcessPool:
+            stop.set()
+            raise Unavailable(
+                'a process of this command was killed, perhaps for lack of memory; the same command goes on where '
+                'this one stopped'
+            ) from None
+        except BaseException:
+            stop.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+    messages.close()
+
+
+def _hear(messages: Any, told: Told) -> None:
+    for _ in range(_AT_ONCE):
+        if messages.empty():
+            return
+        told(*messages.get())
+
+
+def _begin(messages: Any, stop: Any) -> None:
+    _HERE.update(messages=messages, stop=stop)
+    # Ctrl-C reaches all processes of a terminal; the first one decides.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, name='parent-watch', daemon=True).start()
+
+
+def _do(task: Callable[[Any, Told], None], part: Any) -> None:
+    # What the task has imported may have taken the signal by which a broken pool ends its other processes.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    unheard: dict[str, int] = {}
+    heard = time.monotonic()
+
+    def told(phase: str, count: int) -> None:
+        nonlocal heard
+        if _HERE['stop'].is_set():
+            raise _Stopped
+        unheard[phase] = unheard.get(phase, 0) + count
+        # Seldom: whoever fills the pipe waits for a reader, who may have given up.
+        if time.monotonic() - heard > _SECONDS:
+            tell()
+            heard = time.monotonic()
+
+    def tell() -> None:
+        for phase, count in unheard.items():
+            _HERE['messages'].put((phase, count))
+        unheard.clear()
+
+    task(part, told)
+    tell()

@@ -1,0 +1,168 @@
+"""`clipflow embed`: pictures and captions to embeddings on disk, as clip-retrieval lays them out."""
+
+import argparse
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clipflow.cli.service import warn
+from clipflow.errors import InvalidParameter
+
+if TYPE_CHECKING:
+    from clipflow.bulk.embed.plan import Plan
+    from clipflow.bulk.embed.runner import Rank
+    from clipflow.bulk.embed.worker import Job
+
+_RUNTIMES = ('auto', 'torch', 'onnx', 'openvino', 'tensorrt', 'kserve', 'fake')
+_PRECISIONS = ('auto', 'float32', 'bfloat16', 'float16', 'int8')
+_SHOWN = 5
+
+
+def add_commands(commands: Any) -> None:
+    """Add `embed`."""
+    command = commands.add_parser(
+        'embed',
+        help='embed a large set of pictures into files',
+        description="Embed pictures and their captions into files of clip-retrieval's layout, in partitions. What is "
+        'done is not done again, so an interrupted run goes on where it stopped.',
+    )
+
+    def option(name: str, explained: str, **kind: Any) -> None:
+        command.add_argument(name, help=explained, **kind)
+
+    option('input', 'a folder, zip or tar files, tables, or a saved dataset; a path, or a URL that fsspec knows')
+    option('--out', 'the output folder', type=Path, required=True, metavar='DIR')
+    option('--partition-size', 'items of a partition', type=int, default=10_000, metavar='N')
+    option('--processes', 'how many at once on this machine, each with the model', type=int, default=1, metavar='N')
+    option('--batch-size', 'items that pass through the model at once (CLIPFLOW_BATCH_SIZE)', type=int, metavar='N')
+    option('--model', 'a directory or a name (CLIPFLOW_MODEL)')
+    option('--runtime', 'what the model runs on (CLIPFLOW_RUNTIME)', choices=_RUNTIMES, default='auto')
+    option('--precision', 'its number format (CLIPFLOW_PRECISION)', choices=_PRECISIONS, default='auto')
+    option('--image-column', 'of a table: pictures, or their URIs', metavar='NAME')
+    option('--caption-column', 'of a table: captions', metavar='NAME')
+    option('--no-text', 'embed pictures only', action='store_true')
+    option('--keep-plan', 'go on though the input has changed: what is new is left out', action='store_true')
+    option('--rank', 'the number of this run among --world-size that share the work', type=int, metavar='R')
+    option('--world-size', 'how many share it', type=int, metavar='W')
+    option('--distributed', 'both from the environment, as SLURM and torchrun set them', action='store_true')
+    option('--quiet', 'no progress bar', action='store_true')
+    command.set_defaults(run=run)
+
+
+def run(given: argparse.Namespace) -> int:
+    """Embed, and print a summary; 130 after Ctrl-C."""
+    from clipflow.bulk.embed import runner, writer
+
+    rank = _rank(given)
+    job = _job(given)
+    mine = rank.share(writer.unfinished(job.folder, job.plan))
+    there = job.plan.partitions - len(writer.unfinished(job.folder, job.plan))
+    if there:
+        warn(f'{there:,} of {job.plan.partitions:,} partitions are there already')
+    try:
+        with _watched(job, mine, given.quiet) as watch:
+            runner.run(job, mine, given.processes, watch)
+    except KeyboardInterrupt:
+        warn('interrupted; the same command goes on where this one stopped')
+        return 130
+    missing = len(writer.unfinished(job.folder, job.plan))
+    if missing:
+        print(f'{len(mine):,} partitions are done; {missing:,} are left to other ranks')
+        return 0
+    writer.tidy(job.folder, job.plan)
+    return _summary(job.folder, writer.finish(job.folder, job.plan, job.encoding.model))
+
+
+def _rank(given: argparse.Namespace) -> 'Rank':
+    from clipflow.bulk.embed import runner
+
+    if given.distributed:
+        device = runner.own_device(os.environ)
+        if device is not None:
+            os.environ['CUDA_VISIBLE_DEVICES'] = device
+        return runner.Rank.of_environment(os.environ)
+    if (given.rank is None) != (given.world_size is None):
+        raise InvalidParameter('--rank and --world-size go together')
+    return runner.Rank() if given.rank is None else runner.Rank.checked(given.rank, given.world_size)
+
+
+def _job(given: argparse.Namespace) -> 'Job':
+    from clipflow.bulk.embed import plan as plans
+    from clipflow.bulk.embed.readers import open_input
+    from clipflow.bulk.embed.tables import Columns
+    from clipflow.bulk.embed.worker import Job
+    from clipflow.settings import EncoderSettings, PreprocessorSettings
+    from clipflow.weights import load_spec
+
+    least = {'--partition-size': given.partition_size, '--processes': given.processes, '--batch-size': given.batch_size}
+    if wrong := [f'{name} {value}' for name, value in least.items() if value is not None and value < 1]:
+        raise InvalidParameter(f'{wrong[0]}: at least 1')
+    wishes = {'model': given.model, 'runtime': given.runtime, 'precision': given.precision}
+    wishes = {name: value for name, value in wishes.items() if value not in (None, 'auto')}
+    encoding = EncoderSettings.load()
+    encoding = encoding.model_copy(update=wishes | ({'batch_size': given.batch_size} if given.batch_size else {}))
+    pattern = given.input if '://' in given.input else os.path.abspath(os.path.expanduser(given.input))
+    columns = Columns(given.image_column, given.caption_column)
+    reader = open_input(pattern, columns)
+    fingerprint = load_spec(encoding.model).fingerprint
+    wanted = plans.Plan(pattern, reader.digest(), fingerprint, given.partition_size, not given.no_text)
+    plan = plans.planned(given.out.absolute(), wanted, reader, keep=given.keep_plan)
+    return Job(given.out.absolute(), plan, columns, encoding, PreprocessorSettings.load(), given.processes)
+
+
+def _summary(folder: Path, manifest: dict[str, Any]) -> int:
+    from clipflow.bulk.exchange import parquet
+
+    if manifest['failures'] or manifest['without_caption']:
+        rows = parquet().ParquetFile(folder / 'failures.parquet').iter_batches(_SHOWN)
+        for row in next(rows).to_pylist():
+            warn(f'{row["key"]}: {row["reason"]}')
+        warn(f'all that is missing is listed in {folder / "failures.parquet"}')
+    without = f', {manifest["without_caption"]:,} without a caption' if manifest['without_caption'] else ''
+    print(f'{manifest["sample_count"]:,} embedded{without}, {manifest["failures"]:,} failed; they are in {folder}')
+    return 1 if manifest['failures'] else 0
+
+
+@contextmanager
+def _watched(job: 'Job', numbers: list[int], quiet: bool) -> Iterator['_Bar']:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn('embedding'),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn('{task.fields[rate]} items/s'),
+        TimeRemainingColumn(),
+        TextColumn('{task.fields[failed]}'),
+    )
+    with Progress(*columns, console=Console(stderr=True), disable=quiet, speed_estimate_period=60) as progress:
+        yield _Bar(progress, _count(job.plan, numbers))
+
+
+def _count(plan: 'Plan', numbers: list[int]) -> int:
+    """Items in some partitions: all are full but the last."""
+    last = plan.items - plan.partition_size * (plan.partitions - 1)
+    return sum(last if number == plan.partitions - 1 else plan.partition_size for number in numbers)
+
+
+class _Bar:
+    """See `runner.Watch`."""
+
+    def __init__(self, progress: Any, total: int) -> None:
+        self._progress = progress
+        self._task = progress.add_task('embed', total=total, rate='-', failed='')
+        self._failed = 0
+
+    def moved(self, items: int, failed: int) -> None:
+        """See `runner.Watch`."""
+        self._failed += failed
+        speed = self._progress.tasks[0].speed
+        shown = f'{self._failed:,} failed' if self._failed else ''
+        self._progress.update(self._task, advance=items, rate='-' if speed is None else f'{speed:.1f}', failed=shown)
+
+    def warn(self, sentence: str) -> None:
+        """See `runner.Watch`."""
+        self._progress.console.print(f'clipflow: {sentence}', markup=False, highlight=False)

@@ -1,0 +1,370 @@
+"""Items become files of clip-retrieval's layout: the same for every form of the input, and whole or not there."""
+
+import errno
+import gc
+import hashlib
+import json
+import os
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+
+from clipflow import ROOT
+from clipflow.bulk import exchange
+from clipflow.bulk.embed import plan as plans
+from clipflow.bulk.embed import runner, worker, writer
+from clipflow.bulk.embed.items import Fault
+from clipflow.bulk.embed.mapper import NO_CAPTION, Mapper, Row
+from clipflow.bulk.embed.plan import Plan
+from clipflow.bulk.embed.readers import open_input
+from clipflow.bulk.embed.runner import Rank
+from clipflow.bulk.embed.tables import Columns
+from clipflow.bulk.embed.worker import Job
+from clipflow.errors import ClipflowError, Conflict, InvalidParameter, ModelMismatch, NotFound, StorageFull
+from clipflow.settings import EncoderSettings, PreprocessorSettings
+from clipflow.weights import load_spec
+from unit.bulk import embed_inputs as inputs
+from unit.bulk.embed_inputs import COUNT, caption, jpeg, name
+
+SPEC = load_spec(str(ROOT / 'models' / 'clip-mini'))
+ENCODING = EncoderSettings(runtime='fake', batch_size=4)
+
+
+@pytest.fixture(scope='module')
+def mapper() -> Iterator[Mapper]:
+    with Mapper(SPEC, ENCODING, PreprocessorSettings()) as opened:
+        yield opened
+
+
+def begun(pattern: str, out: Path, size: int = 5, **changes: Any) -> Job:
+    """The job of an output folder, with its plan."""
+    reader = open_input(pattern, Columns())
+    keep = changes.pop('keep', False)
+    given: dict[str, Any] = {'fingerprint': SPEC.fingerprint, 'partition_size': size, 'texts': True} | changes
+    wanted = Plan(pattern, reader.digest(), **given)
+    return Job(out, plans.planned(out, wanted, reader, keep=keep), Columns(), ENCODING, PreprocessorSettings())
+
+
+def embed(mapper: Mapper, pattern: str, out: Path, size: int = 5) -> dict[str, Any]:
+    """All that a run does, in this process; returns the manifest."""
+    job = begun(pattern, out, size)
+    writer.agree(out, mapper.description)
+    for number in writer.unfinished(out, job.plan):
+        worker.embed(job, mapper, open_input(pattern, Columns()), number, lambda items, failed: None)
+    assert writer.unfinished(out, job.plan) == []
+    return writer.finish(out, job.plan, 'clip-mini')
+
+
+def vectors(out: Path, tower: str = 'img_emb') -> np.ndarray:
+    return np.concatenate([np.load(path) for path in sorted(out.glob(f'{tower}/{tower}_*.npy'))])
+
+
+def rows(out: Path) -> list[dict[str, Any]]:
+    tables = [pyarrow.parquet.read_table(path) for path in sorted(out.glob('metadata/metadata_*.parquet'))]
+    return [row for table in tables for row in table.to_pylist()]
+
+
+def failed(out: Path) -> list[dict[str, Any]]:
+    return list(pyarrow.parquet.read_table(out / 'failures.parquet').to_pylist())
+
+
+def contents(out: Path) -> dict[str, str]:
+    """Digests of the results, without what tells the time."""
+    return {
+        str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(out.rglob('*'))
+        if path.is_file() and path.parent.name not in ('stats', 'plan')
+    }
+
+
+def test_a_folder_a_zip_file_shards_and_tables_give_the_same_vectors(mapper: Mapper, tmp_path: Path) -> None:
+    files = inputs.files()
+    patterns = [
+        str(inputs.folder(tmp_path / 'folder', files)),
+        str(inputs.zipped(tmp_path / 'pictures.zip', files)),
+        inputs.shards(tmp_path / 'shards', files),
+        str(inputs.parquet(tmp_path / 'table.parquet')),
+        str(inputs.dataset(tmp_path / 'dataset')),
+    ]
+    outs = [tmp_path / f'out{number}' for number in range(len(patterns))]
+    for pattern, out in zip(patterns, outs, strict=True):
+        assert embed(mapper, pattern, out)['sample_count'] == COUNT
+    for tower in ('img_emb', 'text_emb'):
+        first = vectors(outs[0], tower)
+        assert len(np.unique(first, axis=0)) == COUNT
+        for out in outs[1:]:
+            np.testing.assert_array_equal(vectors(out, tower), first)
+    assert [row['caption'] for row in rows(outs[4])] == [caption(n) for n in range(COUNT)]
+
+
+def test_the_layout_is_that_of_clip_retrieval(mapper: Mapper, tmp_path: Path) -> None:
+    manifest = embed(mapper, str(inputs.zipped(tmp_path / 'x.zip', inputs.files())), tmp_path / 'out', size=2)
+    numbers = [f'{n:02d}' for n in range(12)]
+    for folder, suffix in (('img_emb', 'npy'), ('text_emb', 'npy'), ('metadata', 'parquet'), ('failures', 'parquet')):
+        found = sorted(path.name for path in (tmp_path / 'out' / folder).iterdir())
+        assert found == [f'{folder}_{number}.{suffix}' for number in numbers]
+    assert sorted(path.stem for path in (tmp_path / 'out' / 'stats').iterdir()) == numbers
+    for tower in ('img_emb', 'text_emb'):
+        found = vectors(tmp_path / 'out', tower)
+        assert (found.dtype, found.shape) == (np.float16, (COUNT, mapper.dimension))
+        assert np.abs(np.linalg.norm(found.astype(np.float64), axis=1) - 1).max() < 1e-3
+    assert rows(tmp_path / 'out')[7] == {
+        'image_path': '007.jpg',
+        'caption': caption(7),
+        'n': 7,
+        'deep.ä': 'x',
+        'deep.list': [1, 2],
+    }
+    assert manifest == json.loads((tmp_path / 'out' / 'manifest.json').read_text())
+    assert (manifest['fingerprint'], manifest['runtime']) == (SPEC.fingerprint, 'fake')
+    assert (manifest['partitions'], manifest['sample_count'], manifest['failures']) == (12, COUNT, 0)
+
+
+def test_a_vector_belongs_to_its_row(mapper: Mapper, tmp_path: Path) -> None:
+    embed(mapper, str(inputs.zipped(tmp_path / 'all.zip', inputs.files() | {'003.jpg': b'damaged'})), tmp_path / 'all')
+    embed(
+        mapper,
+        str(inputs.zipped(tmp_path / 'one.zip', {'x.jpg': jpeg(9), 'x.txt': caption(9).encode()})),
+        tmp_path / 'one',
+    )
+    place = [row['image_path'] for row in rows(tmp_path / 'all')].index('009.jpg')
+    for tower in ('img_emb', 'text_emb'):
+        close = vectors(tmp_path / 'all', tower).astype(np.float32) @ vectors(tmp_path / 'one', tower)[0]
+        assert close.argmax() == place
+        assert close[place] > 0.999
+
+
+def test_load_reads_what_embed_has_written(mapper: Mapper, tmp_path: Path) -> None:
+    embed(mapper, str(inputs.zipped(tmp_path / 'x.zip', inputs.files())), tmp_path / 'out')
+    records = [record for block in exchange.read(tmp_path / 'out') for record in block]
+    assert [(record.id, record.text) for record in records] == [(f'{name(n)}.jpg', caption(n)) for n in range(COUNT)]
+    assert json.loads(records[4].tags)['n'] == 4
+
+
+def test_load_takes_metadata_that_have_a_name_of_ours(mapper: Mapper, tmp_path: Path) -> None:
+    given: list[Any] = ['sea, sky', ['sea'], {'sea': 1}, None, '{"sky": 2}']
+    files = inputs.files(5) | {f'{name(n)}.json': json.dumps({'tags': tags}).encode() for n, tags in enumerate(given)}
+    embed(mapper, str(inputs.zipped(tmp_path / 'x.zip', files)), tmp_path / 'out', size=1)
+    found = [json.loads(record.tags) for block in exchange.read(tmp_path / 'out') for record in block]
+    assert found == [{'tags': 'sea, sky'}, {'tags': ['sea']}, {'tags.sea': 1}, {}, {'sky': 2}]
+
+
+def test_what_is_wrong_is_listed_and_the_rest_is_there(mapper: Mapper, tmp_path: Path) -> None:
+    files = inputs.files()
+    files |= {'002.jpg': jpeg(2)[:300], '005.jpg': b'', '006.jpg': b'no picture', '011.json': b'no object'}
+    del files['008.txt']
+    files['009.txt'] = b' \n'
+    embed(mapper, str(inputs.zipped(tmp_path / 'x.zip', files)), tmp_path / 'out')
+    assert [row['image_path'] for row in rows(tmp_path / 'out')] == [
+        f'{name(n)}.jpg' for n in range(COUNT) if n not in (2, 5, 6, 11)
+    ]
+    found = {row['key']: (row['reason'], row['embedded']) for row in failed(tmp_path / 'out')}
+    assert list(found) == ['002.jpg', '005.jpg', '006.jpg', '008.jpg', '009.jpg', '011.jpg']
+    assert 'damaged' in found['002.jpg'][0]
+    assert 'no content' in found['005.jpg'][0]
+    assert 'not a picture' in found['006.jpg'][0]
+    assert found['008.jpg'] == found['009.jpg'] == (NO_CAPTION, True)
+    assert found['011.jpg'] == ('011.json is not a JSON object', False)
+    assert len(vectors(tmp_path / 'out', 'text_emb')) == len(vectors(tmp_path / 'out')) == COUNT - 4
+
+
+def test_a_partition_of_nothing_but_damage_is_empty_and_keeps_its_place(mapper: Mapper, tmp_path: Path) -> None:
+    files = inputs.files(9) | {f'{name(n)}.jpg': b'damaged' for n in (3, 4, 5)}
+    manifest = embed(mapper, str(inputs.zipped(tmp_path / 'x.zip', files)), tmp_path / 'out', size=3)
+    assert (manifest['sample_count'], manifest['failures']) == (6, 3)
+    assert np.load(tmp_path / 'out' / 'img_emb' / 'img_emb_1.npy').shape == (0, mapper.dimension)
+    assert sum(len(block) for block in exchange.read(tmp_path / 'out')) == 6
+
+
+def test_without_captions_there_are_no_vectors_of_texts(mapper: Mapper, tmp_path: Path) -> None:
+    files = {file: content for file, content in inputs.files().items() if file.endswith('.jpg')}
+    embed(mapper, str(inputs.zipped(tmp_path / 'x.zip', files)), tmp_path / 'out')
+    assert not (tmp_path / 'out' / 'text_emb').exists()
+    assert rows(tmp_path / 'out')[0] == {'image_path': '000.jpg'}
+    assert failed(tmp_path / 'out') == []
+
+
+def test_file_names_and_texts_with_letters_that_are_none_are_kept_readable(mapper: Mapper, tmp_path: Path) -> None:
+    folder = inputs.folder(tmp_path / 'folder', {'a.jpg': jpeg(0), 'a.txt': b'one', 'b\udcff.jpg': jpeg(1)})
+    (folder / 'b\udcff.json').write_text('{"caption": "half \\ud800", "note": "\\ud800"}')
+    embed(mapper, str(folder), tmp_path / 'out')
+    assert [(Path(row['image_path']).name, row['caption'], row['note']) for row in rows(tmp_path / 'out')] == [
+        ('a.jpg', 'one', None),
+        ('b?.jpg', 'half ?', '?'),
+    ]
+
+
+def test_metadata_of_several_kinds_under_one_name_become_json() -> None:
+    given = [{'a': 1}, {'a': 'x'}, {'b': {'c': None}}, {'a': [1, 'y'], 'caption': 'own', 'image_path': 'own'}]
+    made = [Row(str(n), None, fields) for n, fields in enumerate(given)]
+    found = writer.table(writer.metadata(made, texts=False)).to_pylist()
+    assert [row['a'] for row in found] == ['1', 'x', None, '[1, "y"]']
+    assert {name for row in found for name in row} == {'image_path', 'a', 'b.c'}
+
+
+# -- again and again --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('damage', ['gone', 'short', 'no stats', 'left over'])
+def test_a_half_written_partition_is_made_again_and_the_others_are_left(
+    mapper: Mapper, tmp_path: Path, damage: str
+) -> None:
+    pattern, out = str(inputs.zipped(tmp_path / 'x.zip', inputs.files())), tmp_path / 'out'
+    embed(mapper, pattern, out)
+    before, times = contents(out), {path.name: path.stat().st_mtime_ns for path in (out / 'img_emb').iterdir()}
+    target = out / 'img_emb' / 'img_emb_2.npy'
+    if damage == 'gone':
+        target.unlink()
+    elif damage == 'short':
+        os.truncate(target, 100)
+    else:
+        (out / 'stats' / '2.json').unlink()
+    if damage == 'left over':
+        (out / '.partition-2-77').mkdir()
+        (out / '.partition-2-77' / 'img_emb').write_bytes(b'half')
+    assert writer.unfinished(out, begun(pattern, out).plan) == [2]
+    embed(mapper, pattern, out)
+    writer.tidy(out, begun(pattern, out).plan)
+    assert contents(out) == before
+    changed = [name for name, at in times.items() if (out / 'img_emb' / name).stat().st_mtime_ns != at]
+    assert changed == [target.name]
+
+
+def test_the_order_of_partitions_makes_no_difference(mapper: Mapper, tmp_path: Path) -> None:
+    pattern = str(inputs.zipped(tmp_path / 'x.zip', inputs.files()))
+    embed(mapper, pattern, tmp_path / 'forth')
+    job = begun(pattern, tmp_path / 'back')
+    for number in reversed(range(5)):
+        worker.embed(job, mapper, open_input(pattern, Columns()), number, lambda items, failed: None)
+    embed(mapper, pattern, tmp_path / 'back')
+    assert contents(tmp_path / 'back').keys() == contents(tmp_path / 'forth').keys()
+    for file, digest in contents(tmp_path / 'forth').items():
+        assert contents(tmp_path / 'back')[file] == digest, file
+
+
+@pytest.mark.parametrize(
+    ('changes', 'error'),
+    [
+        ({'fingerprint': 'another'}, ModelMismatch),
+        ({'size': 6}, Conflict),
+        ({'texts': False}, Conflict),
+        ({'pattern': 'second.zip'}, Conflict),
+    ],
+)
+def test_a_folder_that_was_begun_otherwise_is_refused(
+    tmp_path: Path, changes: dict[str, Any], error: type[ClipflowError]
+) -> None:
+    for file in ('first.zip', 'second.zip'):
+        inputs.zipped(tmp_path / file, inputs.files(3))
+    begun(str(tmp_path / 'first.zip'), tmp_path / 'out')
+    with pytest.raises(error, match='another folder'):
+        begun(str(tmp_path / changes.pop('pattern', 'first.zip')), tmp_path / 'out', **changes)
+
+
+def test_an_input_that_has_changed_is_refused_unless_the_plan_is_kept(mapper: Mapper, tmp_path: Path) -> None:
+    folder, out = inputs.folder(tmp_path / 'folder', inputs.files()), tmp_path / 'out'
+    begun(str(folder), out)
+    (folder / '001.jpg').unlink()
+    with pytest.raises(Conflict, match='has changed since'):
+        begun(str(folder), out)
+    assert begun(str(folder), out, keep=True).plan.items == COUNT
+
+
+def test_another_runtime_than_that_of_the_first_process_is_refused(tmp_path: Path) -> None:
+    (tmp_path / 'plan').mkdir()
+    first = {'runtime': 'onnx', 'device': 'cpu', 'precision': 'float32', 'runtime_version': '1'}
+    writer.agree(tmp_path, first)
+    writer.agree(tmp_path, first | {'runtime_version': '2'})
+    with pytest.raises(ModelMismatch, match='begun on onnx cpu float32, and here the model runs on torch cpu float32'):
+        writer.agree(tmp_path, first | {'runtime': 'torch'})
+
+
+def test_a_folder_with_other_things_and_an_empty_input_are_refused(tmp_path: Path) -> None:
+    pattern = str(inputs.zipped(tmp_path / 'x.zip', inputs.files(1)))
+    (tmp_path / 'full').mkdir()
+    (tmp_path / 'full' / 'thesis.txt').touch()
+    for out in (tmp_path / 'full', tmp_path / 'full' / 'thesis.txt'):
+        with pytest.raises(InvalidParameter):
+            begun(pattern, out)
+    (tmp_path / 'empty').mkdir()
+    with pytest.raises(NotFound, match='holds no pictures'):
+        begun(str(tmp_path / 'empty'), tmp_path / 'out')
+    assert list((tmp_path / 'out').iterdir()) == []
+
+
+def test_a_full_disk_is_said_and_what_was_done_stays(
+    mapper: Mapper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pattern, out = str(inputs.zipped(tmp_path / 'x.zip', inputs.files())), tmp_path / 'out'
+    job = begun(pattern, out)
+    worker.embed(job, mapper, open_input(pattern, Columns()), 0, lambda items, failed: None)
+    with monkeypatch.context() as patch:
+
+        def full(descriptor: int) -> None:
+            raise OSError(errno.ENOSPC, 'No space left on device')
+
+        patch.setattr(os, 'fsync', full)
+        with pytest.raises(StorageFull, match='what is done stays'):
+            worker.embed(job, mapper, open_input(pattern, Columns()), 1, lambda items, failed: None)
+    assert writer.unfinished(out, job.plan) == [1, 2, 3, 4]
+    assert [path.name for path in out.iterdir() if path.name.startswith('.')] == []
+    assert embed(mapper, pattern, out)['sample_count'] == COUNT
+
+
+def test_many_partitions_take_no_more_memory_than_few(mapper: Mapper, tmp_path: Path) -> None:
+    pattern, out = str(inputs.zipped(tmp_path / 'x.zip', inputs.files())), tmp_path / 'out'
+    embed(mapper, pattern, out)
+    job, reader = begun(pattern, out), open_input(pattern, Columns())
+
+    def resident() -> int:
+        for number in range(5):
+            worker.embed(job, mapper, reader, number, lambda items, failed: None)
+        gc.collect()
+        return int(Path('/proc/self/statm').read_text().split()[1]) * resource.getpagesize()
+
+    resident()
+    before = resident()
+    for _ in range(5):
+        after = resident()
+    # The prepared pictures alone would be 17 MB.
+    assert after - before < 8 * 2**20
+
+
+# -- ranks ------------------------------------------------------------------------------------------------------------
+
+
+def test_ranks_share_all_partitions_and_none_twice() -> None:
+    shares = [Rank(rank, 3).share(range(10)) for rank in range(3)]
+    assert shares == [[0, 3, 6, 9], [1, 4, 7], [2, 5, 8]]
+
+
+def test_the_environment_of_slurm_and_torchrun_tells_the_rank() -> None:
+    assert Rank.of_environment({'SLURM_PROCID': '3', 'SLURM_NTASKS': '8'}) == Rank(3, 8)
+    assert Rank.of_environment({'RANK': '0', 'WORLD_SIZE': '2', 'LOCAL_RANK': '0'}) == Rank(0, 2)
+    for wrong in ({'RANK': '1'}, {'RANK': '2', 'WORLD_SIZE': '2'}, {'RANK': 'x', 'WORLD_SIZE': '2'}):
+        with pytest.raises(InvalidParameter):
+            Rank.of_environment(wrong)
+
+
+def test_torchrun_leaves_the_choice_of_the_gpu_to_us() -> None:
+    assert runner.own_device({'LOCAL_RANK': '1'}) == '1'
+    assert runner.own_device({'LOCAL_RANK': '1', 'CUDA_VISIBLE_DEVICES': '4,7'}) == '7'
+    assert runner.own_device({'SLURM_LOCALID': '1', 'CUDA_VISIBLE_DEVICES': '4'}) is None
+
+
+def test_a_source_that_is_lost_is_told_with_how_much_of_it(tmp_path: Path) -> None:
+    pattern = inputs.shards(tmp_path / 'shards', inputs.files(6), (6,))
+    reader = open_input(pattern, Columns())
+    (part,) = plans.parts(reader.scan(), 100)
+    path = tmp_path / 'shards' / '00000.tar'
+    os.truncate(path, path.stat().st_size // 2)
+    found = list(worker.items_of(reader, part))
+    lost = next(item for item in found if isinstance(item, Fault) and item.key == str(path))
+    sound = sum(not isinstance(item, Fault) or item.key != str(path) for item in found)
+    assert lost.reason.endswith(f'; {6 - sound} items from there are lost')
+    assert 0 < sound < 6

@@ -1,0 +1,222 @@
+"""Every kind of input gives the same items in the same order, whatever its partitions; damage costs what is damaged."""
+
+import os
+import tarfile
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from clipflow.bulk.embed import plan as plans
+from clipflow.bulk.embed import storage
+from clipflow.bulk.embed.items import Content, Fault, Item, Part
+from clipflow.bulk.embed.readers import open_input
+from clipflow.bulk.embed.tables import Columns
+from clipflow.bulk.embed.worker import items_of
+from clipflow.errors import ClipflowError, InvalidDocument, InvalidParameter, NotFound
+from unit.bulk import embed_inputs as inputs
+from unit.bulk.embed_inputs import COUNT, caption, jpeg, name
+
+KINDS = ('folder', 'zip', 'shards', 'packed', 'csv', 'parquet', 'dataset')
+
+
+@pytest.fixture(scope='module')
+def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The same pictures in every form."""
+    path, files = tmp_path_factory.mktemp('inputs'), inputs.files()
+    folder = inputs.folder(path / 'folder', files)
+    return {
+        'folder': str(folder),
+        'zip': str(inputs.zipped(path / 'pictures.zip', dict(reversed(files.items())))),
+        'shards': inputs.shards(path / 'shards', files),
+        'packed': str(inputs.shard(path / 'packed.tar.gz', list(files.items()))),
+        'csv': str(inputs.uris(path / 'table.csv', folder)),
+        'parquet': str(inputs.parquet(path / 'table.parquet')),
+        'dataset': str(inputs.dataset(path / 'dataset')),
+    }
+
+
+def scanned(pattern: str, size: int, columns: Columns | None = None) -> list[Part]:
+    reader = open_input(pattern, columns or Columns())
+    return list(plans.parts(reader.scan(), size))
+
+
+def read(pattern: str, size: int = 4, columns: Columns | None = None) -> tuple[dict[str, Content], list[Fault]]:
+    """Sound items by their key, and faults, read partition by partition by a reader that has scanned nothing."""
+    reader = open_input(pattern, columns or Columns())
+    contents, faults = {}, []
+    for part in scanned(pattern, size, columns):
+        for item in items_of(reader, part):
+            if isinstance(item, Item):
+                try:
+                    content = item.load()
+                except InvalidDocument as error:
+                    faults.append(Fault(item.key, error.message))
+                    continue
+                assert item.key not in contents
+                contents[item.key] = content
+            else:
+                faults.append(item)
+    return contents, faults
+
+
+@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('size', [1, 5, 100])
+def test_every_kind_gives_the_same_items_in_the_same_order(made: dict[str, str], kind: str, size: int) -> None:
+    contents, faults = read(made[kind], size)
+    assert faults == []
+    assert [content.picture for content in contents.values()] == [jpeg(n) for n in range(COUNT)]
+    assert [content.caption for content in contents.values()] == [caption(n) for n in range(COUNT)]
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_partitions_are_full_and_the_same_again(made: dict[str, str], kind: str) -> None:
+    parts = scanned(made[kind], 5)
+    assert [part.count for part in parts] == [5, 5, 5, 5, 3]
+    assert scanned(made[kind], 5) == parts
+
+
+def test_keys_and_metadata_are_those_of_the_files(made: dict[str, str]) -> None:
+    assert list(read(made['folder'])[0]) == [f'{made["folder"]}/{name(n)}.jpg' for n in range(COUNT)]
+    assert list(read(made['zip'])[0]) == [f'{name(n)}.jpg' for n in range(COUNT)]
+    assert list(read(made['shards'])[0]) == [name(n) for n in range(COUNT)]
+    assert list(read(made['dataset'])[0])[12] == 'train/data-00001-of-00002.arrow:2'
+    for kind in ('folder', 'zip', 'shards'):
+        assert list(read(made[kind])[0].values())[3].metadata == inputs.TAGS | {'n': 3}
+    assert list(read(made['csv'])[0].values())[3].metadata == {'note': 'a "note",\nof 3'}
+    assert list(read(made['dataset'])[0].values())[3].metadata == {'n': 3, 'caption': [caption(3), 'another']}
+
+
+def test_a_folder_and_shards_elsewhere_are_read_by_their_url() -> None:
+    memory = fsspec.filesystem('memory')
+    for file, content in inputs.files(3).items():
+        memory.pipe_file(f'/far/{file}', content)
+    contents, faults = read('memory://far')
+    assert (list(contents), faults) == ([f'memory:///far/{name(n)}.jpg' for n in range(3)], [])
+    assert contents['memory:///far/001.jpg'].picture == jpeg(1)
+
+
+def test_a_pattern_is_a_range_a_choice_or_a_star(tmp_path: Path) -> None:
+    for file in ('a-08', 'a-09', 'a-10', 'b-09'):
+        (tmp_path / file).touch()
+    assert storage.expanded(f'{tmp_path}/a-{{08..10}}') == [f'{tmp_path}/a-{n}' for n in ('08', '09', '10')]
+    assert storage.expanded(f'{tmp_path}/{{b,a}}-09') == [f'{tmp_path}/b-09', f'{tmp_path}/a-09']
+    assert storage.expanded(f'{tmp_path}/a-*') == [f'{tmp_path}/a-{n}' for n in ('08', '09', '10')]
+
+
+def test_a_table_says_which_columns_it_has(made: dict[str, str]) -> None:
+    contents, _ = read(made['csv'], columns=Columns('URL', 'note'))
+    assert [content.caption for content in contents.values()][1] == 'a "note",\nof 1'
+    with pytest.raises(InvalidParameter, match="no column 'absent'; it has URL, TEXT, note"):
+        scanned(made['csv'], 5, Columns('absent'))
+
+
+def test_columns_without_a_known_name_have_to_be_named(tmp_path: Path) -> None:
+    (tmp_path / 'odd.csv').write_text('one,two\na,b\n')
+    with pytest.raises(InvalidParameter, match='--image-column: one, two'):
+        scanned(str(tmp_path / 'odd.csv'), 5)
+
+
+@pytest.mark.parametrize(
+    ('pattern', 'error'),
+    [('absent', NotFound), ('*.tar', NotFound), ('notes.md', InvalidParameter), ('{a.tar,b.zip}', InvalidParameter)],
+)
+def test_what_is_no_input_is_refused(tmp_path: Path, pattern: str, error: type[ClipflowError]) -> None:
+    (tmp_path / 'notes.md').touch()
+    with pytest.raises(error):
+        open_input(f'{tmp_path}/{pattern}', Columns())
+
+
+# -- damage -----------------------------------------------------------------------------------------------------------
+
+
+def offset_of(path: Path, member: str) -> int:
+    with tarfile.open(path) as archive:
+        return archive.getmember(member).offset
+
+
+@pytest.mark.parametrize('damage', ['header', 'cut in a header', 'cut in a picture', 'no end'])
+def test_of_a_damaged_shard_everything_before_the_damage_is_there(tmp_path: Path, damage: str) -> None:
+    inputs.shards(tmp_path / 'shards', inputs.files(), (10, 13))
+    path = tmp_path / 'shards' / '00000.tar'
+    begin, content = offset_of(path, '006.jpg'), bytearray(path.read_bytes())
+    if damage == 'header':
+        content[begin + 100 : begin + 160] = b'\xff' * 60
+    else:
+        ends = {
+            'cut in a header': begin + 100,
+            'cut in a picture': begin + 700,
+            'no end': offset_of(path, '009.txt') + 1024,
+        }
+        content = content[: ends[damage]]
+    path.write_bytes(content)
+    contents, faults = read(f'{tmp_path}/shards/0000{{0..1}}.tar')
+    lost = range(0) if damage == 'no end' else range(6, 10)
+    assert list(contents) == [name(n) for n in range(COUNT) if n not in lost]
+    assert [fault.reason for fault in faults if fault.key == str(path)] != []
+    assert {fault.key for fault in faults} - {str(path)} == ({'006'} if damage == 'cut in a picture' else set())
+
+
+def test_duplicates_and_items_without_a_picture_are_faults(tmp_path: Path) -> None:
+    members = [('a.jpg', jpeg(0)), ('b.txt', b'alone'), ('c.jpg', jpeg(1)), ('c.jpg', jpeg(2)), ('a.jpg', jpeg(3))]
+    contents, faults = read(str(inputs.shard(tmp_path / 'x.tar', [*members, ('d.jpg', jpeg(4))])))
+    assert {key: content.picture for key, content in contents.items()} == {'a': jpeg(0), 'c': jpeg(1), 'd': jpeg(4)}
+    assert [(fault.key, fault.reason.partition(':')[0]) for fault in faults] == [
+        ('b', 'has no picture, only txt'),
+        ('c', 'duplicate key'),
+        ('a', 'duplicate key'),
+    ]
+
+
+def test_a_file_that_vanishes_is_one_fault_and_so_is_a_shard(tmp_path: Path) -> None:
+    files = inputs.files(6)
+    folder, pattern = inputs.folder(tmp_path / 'folder', files), inputs.shards(tmp_path / 'shards', files, (2, 4))
+    for source, gone, keys in (
+        (str(folder), folder / '001.jpg', [0, 2, 3, 4, 5]),
+        (pattern, tmp_path / 'shards' / '00001.tar', [0, 1]),
+    ):
+        reader = open_input(source, Columns())
+        (part,) = plans.parts(reader.scan(), 100)
+        gone.unlink()
+        found = list(items_of(reader, part))
+        sound, faults = [], [item for item in found if isinstance(item, Fault)]
+        for item in found:
+            try:
+                sound += [item.load().picture] if isinstance(item, Item) else []
+            except InvalidDocument as error:
+                faults.append(Fault(item.key, error.message))
+        assert sound == [jpeg(n) for n in keys]
+        assert [(fault.key, 'No such file' in fault.reason) for fault in faults] == [(str(gone), True)]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason='root may read everything')
+def test_a_file_that_may_not_be_read_is_a_fault(tmp_path: Path) -> None:
+    folder = inputs.folder(tmp_path / 'folder', inputs.files(2))
+    (folder / '000.jpg').chmod(0)
+    contents, faults = read(str(folder))
+    assert list(contents) == [f'{folder}/001.jpg']
+    assert 'Permission denied' in faults[0].reason
+
+
+def test_captions_and_metadata_that_are_none_are_faults(tmp_path: Path) -> None:
+    files = inputs.files(4) | {'000.txt': b'\xff\xfe', '001.json': b'[1]', '002.json': b'{'}
+    contents, faults = read(str(inputs.zipped(tmp_path / 'x.zip', files)))
+    assert list(contents) == ['003.jpg']
+    assert [fault.reason for fault in faults] == [
+        '000.txt is not text in UTF-8',
+        '001.json is not a JSON object',
+        '002.json is not a JSON object',
+    ]
+
+
+def test_a_damaged_archive_or_table_does_not_keep_the_others_from_being_read(tmp_path: Path) -> None:
+    for suffix in ('zip', 'tar', 'parquet', 'arrow'):
+        (tmp_path / f'0.{suffix}').write_bytes(b'no archive at all' * 100)
+    inputs.zipped(tmp_path / '1.zip', inputs.files(2))
+    inputs.shard(tmp_path / '1.tar', list(inputs.files(2).items()))
+    inputs.parquet(tmp_path / '1.parquet')
+    inputs.dataset(tmp_path / 'dataset')
+    os.link(tmp_path / 'dataset' / 'train' / 'data-00000-of-00002.arrow', tmp_path / '1.arrow')
+    for suffix, count in (('zip', 2), ('tar', 2), ('parquet', COUNT), ('arrow', 10)):
+        contents, faults = read(f'{tmp_path}/*.{suffix}')
+        assert (len(contents), [fault.key for fault in faults]) == (count, [f'{tmp_path}/0.{suffix}'])
