@@ -7,7 +7,7 @@ import chaos
 from forms import LONG
 from service import Service
 
-SECONDS = 120 if LONG else 25
+SECONDS = 120 if LONG else 15
 
 
 def test_what_is_acknowledged_is_kept_and_failures_are_typed_and_may_pass(tmp_path: Path) -> None:

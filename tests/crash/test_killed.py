@@ -164,6 +164,7 @@ def test_a_stage_that_dies_again_and_again_stops_the_service_and_is_named(servic
     service.wait_until_gone(5)
 
 
+@long
 def test_a_stage_that_dies_at_every_start_stops_the_service_after_five_tries(service: Service) -> None:
     damaged = service.workspace / layout.GENERATION
     damaged.write_text('not a name')

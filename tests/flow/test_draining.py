@@ -19,6 +19,7 @@ from docarray import Document
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from clipflow_client import Client
+from forms import long
 from service import Service, flow_with, until
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
@@ -130,6 +131,7 @@ def readiness(service: Service) -> int:
         return error.code
 
 
+@long
 def test_no_search_fails_while_one_of_two_encoders_is_replaced(tmp_path: Path) -> None:
     flow = flow_with(tmp_path, {'encoder': {'replicas': 2}})
     with Service(tmp_path / 'workspace', {'RUNTIME': 'fake'}, flow) as service:

@@ -14,6 +14,7 @@ from clipflow.cli import main
 from clipflow.errors import InvalidParameter
 from clipflow.rank.calibration import Calibration
 from clipflow_client import Client
+from forms import long
 from service import Service, png
 
 DIMENSION = 32
@@ -182,6 +183,7 @@ def test_without_a_calibration_the_probability_is_refused_and_status_tells(fake:
     assert told['calibration'] == {'error': 0.01, 'pictures': 100, 'captions': 500}
 
 
+@long
 def test_a_calibration_of_another_model_stops_the_start(tmp_path: Path) -> None:
     Calibration('0123', 'another', -4.0, 6.0, 0.4, 0.01, 100, 500).write(tmp_path / 'calibration.json')
     settings = {'RUNTIME': 'fake', 'CALIBRATION': str(tmp_path / 'calibration.json')}

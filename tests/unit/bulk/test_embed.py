@@ -28,6 +28,7 @@ from clipflow.bulk.embed.worker import Job
 from clipflow.errors import ClipflowError, Conflict, InvalidParameter, ModelMismatch, NotFound, StorageFull
 from clipflow.settings import EncoderSettings, PreprocessorSettings
 from clipflow.weights import load_spec
+from forms import long
 from unit.bulk import embed_inputs as inputs
 from unit.bulk.embed_inputs import COUNT, caption, jpeg, name
 
@@ -316,6 +317,7 @@ def test_a_full_disk_is_said_and_what_was_done_stays(
     assert embed(mapper, pattern, out)['sample_count'] == COUNT
 
 
+@long
 def test_many_partitions_take_no_more_memory_than_few(mapper: Mapper, tmp_path: Path) -> None:
     pattern, out = str(inputs.zipped(tmp_path / 'x.zip', inputs.files())), tmp_path / 'out'
     embed(mapper, pattern, out)

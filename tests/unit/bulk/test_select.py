@@ -18,6 +18,7 @@ from clipflow.bulk import mapped, select
 from clipflow.bulk.mapped import Mapped
 from clipflow.bulk.select import Found
 from clipflow.errors import DimensionMismatch, InvalidDocument, InvalidParameter, ReadOnly, StorageFull
+from forms import long
 from service import png
 
 COUNT = 1500
@@ -120,6 +121,7 @@ def cli(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@long
 def test_the_command_encodes_the_query_and_lists_or_copies(source: Mapped, tmp_path: Path) -> None:
     (tmp_path / 'query.png').write_bytes(png('red'))
     listed = cli(str(source.folder), '--image', str(tmp_path / 'query.png'), '--num-results', '3', '--list')
