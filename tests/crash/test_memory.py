@@ -14,7 +14,7 @@ from PIL import Image
 from clipflow_client import AsyncClient
 from service import Service
 
-ALL = int(os.environ.get('REQUESTS', '2000'))
+ALL = int(os.environ.get('REQUESTS', '4000'))
 """`make memory` takes ten thousand."""
 FIRST = 1_000
 """Until then connections, threads, caches and the runtime's memory may grow to their size."""
