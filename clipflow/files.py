@@ -1,4 +1,4 @@
-"""Small files that are replaced as a whole."""
+"""Files that are there as a whole, also after a power cut."""
 
 import errno
 import os
@@ -6,6 +6,15 @@ import tempfile
 from pathlib import Path
 
 from clipflow.errors import ReadOnly, StorageFull
+
+
+def sync(path: Path) -> None:
+    """A file, or the names in a directory, stay after a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def replaced(path: Path, content: bytes) -> None:
@@ -26,11 +35,7 @@ def replaced(path: Path, content: bytes) -> None:
             except BaseException:
                 os.unlink(file.name)
                 raise
-        descriptor = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync(path.parent)
     except OSError as error:
         kind = StorageFull if error.errno == errno.ENOSPC else ReadOnly
         raise kind(f'{path} cannot be written: {error.strerror}') from None

@@ -12,6 +12,7 @@ from clipflow.backup.manifest import Manifest
 from clipflow.backup.take import listed, streamed
 from clipflow.backup.target import Target
 from clipflow.errors import Conflict, Internal, InvalidParameter, ModelMismatch, NotFound, ReadOnly, StorageFull
+from clipflow.files import sync
 from clipflow.store import generations, layout
 from clipflow.store.connection import lock
 
@@ -94,7 +95,7 @@ def _fetch(backup: Target, told: Manifest, staging: Path, moved: Moved) -> None:
         if (read.bytes, read.sha256) != (file.bytes, file.sha256):
             raise Internal(f'{backup.address}/{name} is damaged; take another backup. Nothing was changed')
     for folder in [path for path in staging.rglob('*') if path.is_dir()]:
-        generations.sync(folder)
+        sync(folder)
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from clipflow.errors import (
     Unauthorized,
     Unavailable,
 )
-from clipflow.store.generations import sync
+from clipflow.files import sync
 
 _S3 = 's3'
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -8,7 +8,6 @@ renamed; what does not match its checksums, or belongs to another database, is n
 """
 
 import json
-import os
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from clipflow.files import sync
 from clipflow.index.approximate import Approximate
 from clipflow.index.choice import Choice
 from clipflow.index.flat import BLOCK
@@ -88,10 +88,10 @@ def write(folder: Path, moment: Moment) -> Path:
         }
         (temporary / 'meta.json').write_text(json.dumps({'meta': meta, 'sum': _sum_of(meta)}))
         for path in [*temporary.iterdir(), temporary]:
-            _sync(path)
+            sync(path)
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
-        _sync(folder)
+        sync(folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -188,11 +188,3 @@ def _sum(path: Path) -> str:
         while chunk := file.read(_CHUNK):
             checksum.update(chunk)
     return str(checksum.hexdigest())
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from clipflow.errors import Internal, ReadOnly, StorageFull
+from clipflow.files import sync
 from clipflow.store import layout
 
 _NAME = re.compile(rf'{layout.INDEXER}(-[a-z0-9]+)?')
@@ -136,15 +137,6 @@ def _read(workspace: Path) -> str:
     if not _NAME.fullmatch(name):
         raise Internal(f'{path} is damaged; it should hold the name of the directory that counts')
     return name
-
-
-def sync(path: Path) -> None:
-    """A file, or the names in a directory, stay after a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

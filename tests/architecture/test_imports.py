@@ -40,10 +40,10 @@ ALLOWED: dict[str, set[str]] = {
     'batching': {'errors', 'wire', 'cache', 'weights', 'tokens', 'preparation', 'vectors', 'sessions'},
     'classify': {'wire', 'batching'},
     'elsewhere': {'pictures', 'errors', 'wire', 'preparation', 'vectors'},
-    'store': {'errors', 'filters', 'clicks'},
-    'backup': {'errors', 'store'},
+    'store': {'errors', 'files', 'filters', 'clicks'},
+    'backup': {'errors', 'files', 'store'},
     'records': {'tags', 'wire', 'store'},
-    'index': {'errors', 'filters', 'store', 'order', 'vectors', 'quantiles'},
+    'index': {'errors', 'files', 'filters', 'store', 'order', 'vectors', 'quantiles'},
     'bulk': {
         'errors',
         'files',

@@ -71,20 +71,8 @@ def _check_end(archive: tarfile.TarFile, file: IO[bytes]) -> None:
         raise tarfile.ReadError(f'damaged at byte {archive.offset:,}')
 
 
-class Shards:
-    """See `items.Reader`. Shards that are packed (.tar.gz) are read from their begin for every partition.
-
-    Args:
-        urls: of the tar files.
-    """
-
-    def __init__(self, urls: list[str]) -> None:
-        self._urls = urls
-        self.captions = False
-
-    def digest(self) -> str:
-        """See `items.Reader`."""
-        return storage.digest(storage.sizes(self._urls))
+class Shards(storage.Archives):
+    """See `items.Reader`. Shards that are packed (.tar.gz) are read from their begin for every partition."""
 
     def scan(self) -> Iterator[Place | Fault]:
         """See `items.Reader`: reads the headers of all members."""

@@ -87,20 +87,8 @@ class Folder:
             yield Item(storage.named(system, entry[0]), partial(loaded, entry, read))
 
 
-class Zip:
-    """See `items.Reader`. The key of an item is what the zip file calls its picture.
-
-    Args:
-        urls: of the zip files.
-    """
-
-    def __init__(self, urls: list[str]) -> None:
-        self._urls = urls
-        self.captions = False
-
-    def digest(self) -> str:
-        """See `items.Reader`."""
-        return storage.digest(storage.sizes(self._urls))
+class Zip(storage.Archives):
+    """See `items.Reader`. The key of an item is what the zip file calls its picture."""
 
     def scan(self) -> Iterator[Place | Fault]:
         """See `items.Reader`; of a name that comes twice, the last is in effect, and the others are faults."""

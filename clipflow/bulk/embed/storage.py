@@ -163,3 +163,19 @@ def _globbed(pattern: str) -> list[str]:
     if '*' in pattern:
         return [named(system, str(name)) for name in sorted(system.glob(path))]
     return [named(system, path)]
+
+
+class Archives:
+    """What readers of files that hold many items share; see `items.Reader`.
+
+    Args:
+        urls: of the files.
+    """
+
+    def __init__(self, urls: list[str]) -> None:
+        self._urls = urls
+        self.captions = False
+
+    def digest(self) -> str:
+        """See `items.Reader`."""
+        return digest(sizes(self._urls))
