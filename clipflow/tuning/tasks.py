@@ -1,6 +1,6 @@
 """What a model can be measured on: captions that should find their pictures, or pictures that have a class."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -91,8 +91,6 @@ class ZeroShot:
 
 
 Task = Retrieval | ZeroShot
-Encode = Callable[[Task], tuple[Vectors, Vectors]]
-"""Unit vectors of a task's pictures and of its texts."""
 
 
 def score(measures: Measures) -> float:
