@@ -170,7 +170,7 @@ class AsyncClient:
             told, *entries = await self.post('/feedback/export', DocumentArray(), asked)
             for doc in entries:
                 yield Feedback.of(doc.tags, doc.text, doc.embedding)
-            after, last = after + page, int(told.tags['last'])
+            after, last = after + page, int(_sound(told).tags['last'])
 
     async def purge_feedback(self, user: str | None = None, before: float | None = None) -> int:
         """Delete entries of a user, or those older than `before` (seconds since the epoch), or both; the number."""
@@ -208,6 +208,8 @@ class AsyncClient:
                     return answers.all
             except ClipflowError as error:
                 if not error.retryable or last:
+                    if answers.all:  # what came back before stands, with the errors in it
+                        return answers.all
                     raise
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)

@@ -103,6 +103,7 @@ def _hold_files(found: Contents, closing_: ExitStack, name: str, where: Callable
             found.files |= opened
             closing_.push(opening.pop_all())
             return
+    raise Conflict(f'{name} of the workspace changes all the time; try again')
 
 
 def _readable(path: Path) -> BinaryIO:

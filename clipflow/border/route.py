@@ -19,10 +19,10 @@ from clipflow import wire
 from clipflow.border.shards import Shards
 from clipflow.border.stage import Stage
 from clipflow.errors import InvalidParameter
+from clipflow.flows import END, GATEWAY, START
 
 _FIRST_FIELD = b'\n'
 _PATIENCE = 5.0
-_START, _END, _GATEWAY = 'start-gateway', 'end-gateway', 'gateway'
 
 
 class Route:
@@ -95,7 +95,7 @@ class Route:
                         break
         reply = DataRequest(data)
         del reply.routes[:]
-        for name, started, ended in ((_GATEWAY, begun, time.time_ns()), *passed):
+        for name, started, ended in ((GATEWAY, begun, time.time_ns()), *passed):
             route = reply.routes.add(executor=name)
             route.start_time.FromNanoseconds(started)
             route.end_time.FromNanoseconds(ended)
@@ -138,8 +138,8 @@ def _chain(graph_json: str, addresses_json: str) -> list[tuple[str, list[list[st
     graph: dict[str, list[str]] = json.loads(graph_json)
     addresses = json.loads(addresses_json)
     stages: list[tuple[str, list[list[str]]]] = []
-    following = graph.get(_START, [])
-    while following and following != [_END]:
+    following = graph.get(START, [])
+    while following and following != [END]:
         after = [graph.get(name, []) for name in following]
         name = _shared_name(following)
         if name is None or name in dict(stages) or any(other != after[0] for other in after):

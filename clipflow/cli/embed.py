@@ -57,8 +57,8 @@ def run(given: argparse.Namespace) -> int:
 
     rank = _rank(given)
     job = _job(given)
-    mine = rank.share(writer.unfinished(job.folder, job.plan))
-    there = job.plan.partitions - len(writer.unfinished(job.folder, job.plan))
+    missing = writer.unfinished(job.folder, job.plan)
+    mine, there = rank.share(missing), job.plan.partitions - len(missing)
     if there:
         warn(f'{there:,} of {job.plan.partitions:,} partitions are there already')
     try:
@@ -67,9 +67,8 @@ def run(given: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         warn('interrupted; the same command goes on where this one stopped')
         return 130
-    missing = len(writer.unfinished(job.folder, job.plan))
-    if missing:
-        print(f'{len(mine):,} partitions are done; {missing:,} are left to other ranks')
+    if left := len(writer.unfinished(job.folder, job.plan)):
+        print(f'{len(mine):,} partitions are done; {left:,} are left to other ranks')
         return 0
     writer.tidy(job.folder, job.plan)
     return _summary(job.folder, writer.finish(job.folder, job.plan, job.encoding.model))

@@ -89,6 +89,14 @@ def test_a_document_that_stays_away_comes_back_with_its_error(server: Server) ->
     assert [type(one.error) for one in outcomes] == [type(None), Unavailable]
 
 
+def test_what_came_back_stands_when_the_rest_cannot_be_asked_for_again(server: Server) -> None:
+    server.answers = [failing(b=Unavailable('away')), Unavailable('all is away'), Unavailable('all is away')]
+    with Client(server.address, retries=2) as client:
+        outcomes = client.index([Document(id=name, text=name) for name in 'ab'])
+    assert server.asked == [['a', 'b'], ['b'], ['b']]
+    assert [type(one.error) for one in outcomes] == [type(None), Unavailable]
+
+
 def test_a_document_is_not_taken_for_missing_when_its_shard_is_away(server: Server) -> None:
     def away(docs: DocumentArray) -> DocumentArray:
         found = DocumentArray([Document(id='a'), Document(id='b'), Document(id='c')])
