@@ -19,7 +19,7 @@ def mixed(scores: NDArray[np.float64], rows: NDArray[np.float32], diversity: flo
     Returns:
         Rows by place, at most `count`.
     """
-    similar = rows.astype(np.float64) @ rows.astype(np.float64).T
+    wide = rows.astype(np.float64)
     worth = (1 - diversity) * scores
     nearest = np.zeros(len(rows))
     order: list[int] = []
@@ -27,6 +27,7 @@ def mixed(scores: NDArray[np.float64], rows: NDArray[np.float32], diversity: flo
         gain = worth - diversity * nearest
         gain[order] = -np.inf
         best = int(gain.argmax())
-        nearest = np.maximum(nearest, similar[best]) if order else similar[best].copy()
+        similar = wide @ wide[best]
+        nearest = np.maximum(nearest, similar) if order else similar
         order.append(best)
     return order

@@ -5,7 +5,7 @@ The score of a query q and a stored embedding d, both of unit length, is
     (1 - blend) * cos(q, d)  +  blend * cos(q + up (down q), d)
 
 with `down` [R, D] and `up` [D, R]: a residual of low rank as in LoRA (Hu et al. 2021), but on the embedding. With `up`
-zero it is the cosine itself, which is where training begins (`clipflow/rank/train.py`). R = D makes it a full matrix.
+zero it is the cosine itself, which is where training begins (`clipflow/rank/fit.py`). R = D makes it a full matrix.
 """
 
 import hashlib

@@ -103,9 +103,10 @@ def calibrate(spec: ModelSpec, encoding: EncoderSettings, chosen: CaptionSet, pr
 def shown(texts: NDArray[np.float32], pictures: NDArray[np.float32], own: NDArray[np.int64]) -> Shown:
     """The best of all pictures [P, D] for each of some captions [T, D], whose own pictures are the rows `own` [T]."""
     sample = np.random.default_rng(1).permutation(len(pictures))[:SAMPLE]
+    rows = pictures.astype(np.float64)
     scores, above, right = [], [], []
     for text, mine in zip(texts.astype(np.float64), own, strict=True):
-        cosines = pictures.astype(np.float64) @ text
+        cosines = rows @ text
         best = np.argsort(-cosines, kind='stable')[:SHOWN]
         scores.append(cosines[best])
         above.append(share_above(cosines[best], np.sort(cosines[sample])))

@@ -114,7 +114,7 @@ class Training:
         names, weight, bias = self._classifier
         groups = [(part.names, part.asked.templates) for part in data.classes]
         groups.append((names, named.templates))
-        said = [[text.format(name) for name in several for text in forms] for several, forms in groups]
+        said = [[text.replace('{}', name) for name in several for text in forms] for several, forms in groups]
         with self._journal.bar('texts', len(data.texts) + sum(map(len, said))) as moved:
             captions = self._features.texts(data.texts, moved)
             texts = [

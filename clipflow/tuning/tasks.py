@@ -39,12 +39,14 @@ class Retrieval:
             texts: unit vectors of `texts`.
         """
         owners = np.array([place for place, _ in self.captions])
-        columns = [np.flatnonzero(owners == place) for place in range(len(self.pictures))]
+        # Of feedback most pictures have no text; they are looked through, but ask for nothing.
+        asked = np.unique(owners)
+        columns = [np.flatnonzero(owners == place) for place in asked]
         own = np.full((len(columns), max(map(len, columns))), -1, dtype=np.int64)
         for row, several in enumerate(columns):
             own[row, : len(several)] = several
         by_text = retrieval(ranks_of(lambda rows: texts[rows] @ images.T, owners[:, None], len(images)))
-        by_picture = retrieval(ranks_of(lambda rows: images[rows] @ texts.T, own, len(texts)))
+        by_picture = retrieval(ranks_of(lambda rows: images[asked[rows]] @ texts.T, own, len(texts)))
         found = {f'image {name}': float(by_text[name].mean()) for name in _BOTH_WAYS}
         return found | {f'text {name}': float(by_picture[name].mean()) for name in _BOTH_WAYS}
 

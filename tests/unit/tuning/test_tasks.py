@@ -1,0 +1,14 @@
+"""What a task finds, counted by hand."""
+
+import numpy as np
+
+from clipflow.tuning.tasks import Retrieval
+
+
+def test_pictures_without_a_text_are_looked_through_but_do_not_count_as_found() -> None:
+    vectors = np.eye(20, 32, dtype=np.float32)
+    task = Retrieval(tuple(f'p{number}' for number in range(20)), ((0, 'zero'), (1, 'one')))  # type: ignore[arg-type]
+    crossed = task.measure(vectors, vectors[[1, 0]])
+    right = task.measure(vectors, vectors[[0, 1]])
+    assert (crossed['text R@1'], crossed['image R@1']) == (0.0, 0.0)
+    assert (right['text R@1'], right['image R@1']) == (1.0, 1.0)
