@@ -26,19 +26,19 @@ test: setup-runtimes check  ## All tests
 	$(TESTS)
 
 long: setup-runtimes check  ## All tests in their long forms, with foreign servers and clients in their own environments
-	CLIPFLOW_TEST_LONG=1 CLIPFLOW_TEST_KILLS=200 REQUESTS=10000 $(VENV)/bin/python -m pytest
+	CLIPFLOW_TEST_LONG=1 CLIPFLOW_TEST_KILLS=200 REQUESTS=10000 $(VENV)/bin/python -m pytest --timeout 0
 
 unit: setup  ## The tests that start no service (under two minutes)
 	$(VENV)/bin/python -m pytest tests/unit tests/congruence tests/architecture
 
 memory: setup  ## Ten thousand requests through one service; "make test" sends fewer
-	REQUESTS=10000 $(VENV)/bin/python -m pytest tests/crash/test_memory.py
+	REQUESTS=10000 $(VENV)/bin/python -m pytest --timeout 0 tests/crash/test_memory.py
 
 chaos: setup  ## Kill the index 200 times at random moments, and damage its files; "make test" kills it 24 times
-	CLIPFLOW_TEST_KILLS=200 $(VENV)/bin/python -m pytest tests/crash/test_index_killed.py
+	CLIPFLOW_TEST_KILLS=200 $(VENV)/bin/python -m pytest --timeout 0 tests/crash/test_index_killed.py
 
 containers: setup  ## The images and the Kubernetes manifests in real containers; as root, with podman (ten minutes and more)
-	CLIPFLOW_REQUIRE_CONTAINERS=1 $(VENV)/bin/python -m pytest tests/containers
+	CLIPFLOW_REQUIRE_CONTAINERS=1 $(VENV)/bin/python -m pytest --timeout 0 tests/containers
 
 check: setup  ## Format, lint and types
 	@scripts/check

@@ -19,6 +19,25 @@ from clipflow.weights import load_spec
 from service import Service, spied_on
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config: pytest.Config) -> None:
+    if terminal := config.pluginmanager.get_plugin('terminalreporter'):
+        config.pluginmanager.register(_Failures(terminal))
+
+
+class _Failures:
+    """Names a test when it fails: a run that is ended before its summary has said what it found."""
+
+    def __init__(self, terminal: pytest.TerminalReporter) -> None:
+        self._terminal = terminal
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            self._terminal.write_line(
+                f'\n{report.when} of {report.nodeid} failed: {report.longreprtext[-1000:]}', red=True
+            )
+
+
 @pytest.fixture(scope='session')
 def _fake_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     with Service(tmp_path_factory.mktemp('fake'), {'RUNTIME': 'fake'}) as running:

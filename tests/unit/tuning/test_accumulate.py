@@ -86,7 +86,9 @@ def test_two_processes_learn_what_one_learns(tiny: Path, shapes: Path, tmp_path:
 
     assert main(command('one')) == 0
     environment = {**os.environ, 'PYTHONPATH': f'{ROOT}:{ROOT / "client"}', 'OMP_NUM_THREADS': '1'}
-    launcher = [sys.executable, '-m', 'torch.distributed.run', '--nproc-per-node', '2', '--standalone']
+    # By address: looking for this machine's name takes ten minutes where nothing knows it.
+    launcher = [sys.executable, '-m', 'torch.distributed.run', '--nproc-per-node', '2']
+    launcher += ['--standalone', '--local-addr', '127.0.0.1']
     done = subprocess.run(
         [*launcher, '-m', 'clipflow.cli.main', *command('two')],
         env=environment,
