@@ -1,4 +1,4 @@
-"""Files that are there as a whole, also after a power cut."""
+"""Which files are pictures, by their names; and files that are there as a whole, also after a power cut."""
 
 import errno
 import os
@@ -6,6 +6,28 @@ import tempfile
 from pathlib import Path
 
 from clipflow.errors import ReadOnly, StorageFull
+
+PICTURES = frozenset(
+    (
+        'jpg',
+        'jpeg',
+        'jpe',
+        'jfif',
+        'png',
+        'webp',
+        'gif',
+        'tif',
+        'tiff',
+        'bmp',
+        'avif',
+        'jp2',
+        'ppm',
+        'pgm',
+        'pbm',
+        'ico',
+    )
+)
+"""Suffixes of files, or of members of archives, that are taken for pictures."""
 
 
 def sync(path: Path) -> None:

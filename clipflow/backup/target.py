@@ -25,7 +25,7 @@ from clipflow.errors import (
     Unauthorized,
     Unavailable,
 )
-from clipflow.files import sync
+from clipflow.files import replaced, sync
 
 _S3 = 's3'
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -92,12 +92,7 @@ class Target:
             if self.folder is None:
                 self._files.pipe_file(self._path(name), data)
                 return
-            path = self.folder / name
-            part = path.with_name(path.name + '.part')
-            part.write_bytes(data)
-            sync(part)
-            os.replace(part, path)
-            sync(path.parent)
+            replaced(self.folder / name, data)
 
     @contextmanager
     def opened(self, name: str) -> Iterator[BinaryIO]:

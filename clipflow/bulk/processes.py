@@ -44,9 +44,12 @@ def each(parts: Sequence[T], task: Callable[[T, Told], None], workers: int, told
         return
     # Spawned: FAISS's and SQLite's threads and locks do not survive a fork.
     context = multiprocessing.get_context('spawn')
-    messages, stop = context.SimpleQueue(), context.Event()
+    # A flag without a lock: a process that is killed while it has one would keep it for ever.
+    messages, stop = context.SimpleQueue(), context.RawValue('b', 0)
     with ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(messages, stop)) as pool:
         waiting: set[Future[None]] = {pool.submit(_do, task, part) for part in parts}
+        # The pool does not watch a process that it started since it last woke up; this wakes it.
+        pool.submit(int)
         try:
             while waiting:
                 done, waiting = wait(waiting, timeout=_SECONDS)
@@ -56,13 +59,13 @@ def each(parts: Sequence[T], task: Callable[[T, Told], None], workers: int, told
             while not messages.empty():
                 _hear(messages, told)
         except BrokenProcessPool:
-            stop.set()
+            stop.value = 1
             raise Unavailable(
                 'a process of this command was killed, perhaps for lack of memory; the same command goes on where '
                 'this one stopped'
             ) from None
         except BaseException:
-            stop.set()
+            stop.value = 1
             pool.shutdown(wait=True, cancel_futures=True)
             raise
     messages.close()
@@ -97,7 +100,7 @@ def _do(task: Callable[[Any, Told], None], part: Any) -> None:
 
     def told(phase: str, count: int) -> None:
         nonlocal heard
-        if _HERE['stop'].is_set():
+        if _HERE['stop'].value:
             raise _Stopped
         unheard[phase] = unheard.get(phase, 0) + count
         # Seldom: whoever fills the pipe waits for a reader, who may have given up.

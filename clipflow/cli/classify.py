@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from clipflow_client import AsyncClient
 
 SAVE_SECONDS = 5.0
+SAVE_PAUSE = 9
+"""Times as long as a save takes pass before the next one, so that saves cost a tenth of the time at most."""
 
 Question = dict[str, list[str]]
 """The parameters of `/classify`: labels and templates."""
@@ -253,7 +255,7 @@ class Work:
                     self.sheet.save()
                     saved = time.monotonic()
                     # A large file is written less often: at most a tenth of the time goes into writing.
-                    pause = max(SAVE_SECONDS, 9 * (saved - start))
+                    pause = max(SAVE_SECONDS, SAVE_PAUSE * (saved - start))
 
     async def _choose_samples(self, client: 'AsyncClient') -> None:
         """Ask again for those few: of what was classified before, not all probabilities are known."""

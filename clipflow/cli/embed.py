@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipflow.cli.service import warn
+from clipflow.cli.service import PRECISIONS, RUNTIMES, warn
 from clipflow.errors import InvalidParameter
 
 if TYPE_CHECKING:
@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from clipflow.bulk.embed.runner import Rank
     from clipflow.bulk.embed.worker import Job
 
-_RUNTIMES = ('auto', 'torch', 'onnx', 'openvino', 'tensorrt', 'kserve', 'fake')
-_PRECISIONS = ('auto', 'float32', 'bfloat16', 'float16', 'int8')
 _SHOWN = 5
 
 
@@ -38,8 +36,8 @@ def add_commands(commands: Any) -> None:
     option('--processes', 'how many at once on this machine, each with the model', type=int, default=1, metavar='N')
     option('--batch-size', 'items that pass through the model at once (CLIPFLOW_BATCH_SIZE)', type=int, metavar='N')
     option('--model', 'a directory or a name (CLIPFLOW_MODEL)')
-    option('--runtime', 'what the model runs on (CLIPFLOW_RUNTIME)', choices=_RUNTIMES, default='auto')
-    option('--precision', 'its number format (CLIPFLOW_PRECISION)', choices=_PRECISIONS, default='auto')
+    option('--runtime', 'what the model runs on (CLIPFLOW_RUNTIME)', choices=RUNTIMES, default='auto')
+    option('--precision', 'its number format (CLIPFLOW_PRECISION)', choices=PRECISIONS, default='auto')
     option('--image-column', 'of a table: pictures, or their URIs', metavar='NAME')
     option('--caption-column', 'of a table: captions', metavar='NAME')
     option('--no-text', 'embed pictures only', action='store_true')

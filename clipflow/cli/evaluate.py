@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipflow.cli.service import warn
+from clipflow.cli.service import PRECISIONS, RUNTIMES, stored_ids, warn
 from clipflow.errors import InvalidParameter
 
 if TYPE_CHECKING:
@@ -17,10 +17,7 @@ if TYPE_CHECKING:
     from clipflow.relevance.systems import Progress, System
     from clipflow_client import Client
 
-_RUNTIMES = ('auto', 'torch', 'onnx', 'openvino', 'tensorrt', 'kserve', 'fake')
-_PRECISIONS = ('auto', 'float32', 'bfloat16', 'float16', 'int8')
 _AGAINST = ('model', 'runtime', 'precision', 'template', 'index-kind', 'head')
-_PAGE = 1000
 _LIMIT = 100
 
 
@@ -50,8 +47,8 @@ def add_commands(commands: Any) -> None:
         metavar='P',
     )
     option('--model', 'a directory or a name (CLIPFLOW_MODEL)')
-    option('--runtime', 'what the model runs on (CLIPFLOW_RUNTIME)', choices=_RUNTIMES, default='auto')
-    option('--precision', 'its number format (CLIPFLOW_PRECISION)', choices=_PRECISIONS, default='auto')
+    option('--runtime', 'what the model runs on (CLIPFLOW_RUNTIME)', choices=RUNTIMES, default='auto')
+    option('--precision', 'its number format (CLIPFLOW_PRECISION)', choices=PRECISIONS, default='auto')
     option('--template', 'a sentence with {} for the text; several are averaged', action='append', metavar='TEXT')
     option('--index-kind', 'search in such an index, beside the exact search', default='flat', metavar='KIND')
     option('--head', "a head of the ranker, beside the model's own scores", type=Path, metavar='FILE')
@@ -131,7 +128,7 @@ def _of_service(given: argparse.Namespace) -> 'Evaluation':
             replies = client.search_many(texts, **parameters)
             return [[(match.id, match.score) for match in matches] for matches in replies]
 
-        asked = service.Service(_told(given, client), lambda: _ids(client), search)
+        asked = service.Service(_told(given, client), lambda: stored_ids(client), search)
         return service.captions(asked, chosen, _title(given), _progress(given))
 
 
@@ -141,15 +138,6 @@ def _told(given: argparse.Namespace, client: 'Client') -> dict[str, str]:
     stages = client.status()
     told = {name: str(value) for tags in stages.values() for name, value in tags.items() if name in wanted and value}
     return {'service': given.host, **told, 'templates': ' | '.join(given.template or [])}
-
-
-def _ids(client: 'Client') -> Iterator[str]:
-    from docarray import DocumentArray
-
-    start = 0
-    while page := client.post('/get', DocumentArray(), {'limit': _PAGE, 'offset': start, 'include': []}):
-        yield from (doc.id for doc in page)
-        start += len(page)
 
 
 def _systems(given: argparse.Namespace) -> 'list[System]':
@@ -180,7 +168,7 @@ def _other(own: 'System', changes: Sequence[str]) -> 'System':
         elif key == 'head':
             own = replace(own, head=Path(value) if value else None)
         else:
-            known = {'runtime': _RUNTIMES, 'precision': _PRECISIONS}.get(key, (value,))
+            known = {'runtime': RUNTIMES, 'precision': PRECISIONS}.get(key, (value,))
             if value not in known:
                 raise InvalidParameter(f'--against {change}: {key} is one of {", ".join(known)}')
             changed: dict[str, Any] = {key.replace('-', '_'): value}

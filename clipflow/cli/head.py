@@ -1,11 +1,11 @@
 """`clipflow head`: a head for the ranker, trained and put to use."""
 
 import argparse
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipflow.cli.service import add_address, opened
+from clipflow.cli.service import add_address, opened, stored_ids
 from clipflow.errors import InvalidParameter, NotFound
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def _from_pairs(given: argparse.Namespace) -> 'tuple[Lists, str]':
     chosen = read_captions(given.pairs, given.images, given.split)
     with opened(given) as client:
         model = _model(client)
-        by_name = {name.rpartition('/')[2]: name for name in _ids(client)}
+        by_name = {name.rpartition('/')[2]: name for name in stored_ids(client)}
         names = [by_name.get(picture.name.rpartition('/')[2]) for picture in chosen.pictures]
         pairs = [(names[place], text) for place, text in chosen.captions]
         known = [(name, text) for name, text in pairs if name is not None]
@@ -116,15 +116,6 @@ def _from_pairs(given: argparse.Namespace) -> 'tuple[Lists, str]':
 
 def _model(client: 'Client') -> str:
     return str(client.status()['ranker']['fingerprint'])
-
-
-def _ids(client: 'Client') -> Iterable[str]:
-    from docarray import DocumentArray
-
-    offset = 0
-    while page := client.post('/get', DocumentArray(), {'limit': _PAGE, 'offset': offset, 'include': ['uri']}):
-        yield from (doc.id for doc in page)
-        offset += len(page)
 
 
 def _of_service(client: 'Client', ids: Sequence[str]) -> 'dict[str, NDArray[np.float32]]':

@@ -9,30 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipflow.cli.service import add_address, opened, warn
+from clipflow.files import PICTURES
 
 if TYPE_CHECKING:
     from docarray import Document
 
     from clipflow_client import Client, Outcome
 
-SUFFIXES = (
-    '.jpg',
-    '.jpeg',
-    '.jpe',
-    '.jfif',
-    '.png',
-    '.webp',
-    '.gif',
-    '.tif',
-    '.tiff',
-    '.bmp',
-    '.avif',
-    '.jp2',
-    '.ppm',
-    '.pgm',
-    '.pbm',
-    '.ico',
-)
 _FILES_PER_CHECK = 512
 _MAX_ID_BYTES = 512
 
@@ -100,7 +83,7 @@ def walk(path: Path) -> Iterator[Path]:
     for folder, folders, names in os.walk(path.absolute()):
         folders[:] = sorted(name for name in folders if not name.startswith('.'))
         for name in sorted(names):
-            if not name.startswith('.') and Path(name).suffix.lower() in SUFFIXES:
+            if not name.startswith('.') and Path(name).suffix[1:].lower() in PICTURES:
                 yield Path(folder, name)
 
 

@@ -11,6 +11,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from clipflow_client import Client
 
+RUNTIMES = ('auto', 'torch', 'onnx', 'openvino', 'tensorrt', 'kserve', 'fake')
+"""As in the settings, which take too long to import for a list of options."""
+PRECISIONS = ('auto', 'float32', 'bfloat16', 'float16', 'int8')
+_PAGE = 1000
 _PORT_VARIABLE = 'CLIPFLOW_GRPC_PORT'
 
 
@@ -35,6 +39,16 @@ def api_key() -> str:
     from clipflow.settings import CommandSettings
 
     return CommandSettings.load().api_key
+
+
+def stored_ids(client: 'Client') -> Iterator[str]:
+    """The ids of all documents of a service, page by page."""
+    from docarray import DocumentArray
+
+    offset = 0
+    while page := client.post('/get', DocumentArray(), {'limit': _PAGE, 'offset': offset, 'include': []}):
+        yield from (doc.id for doc in page)
+        offset += len(page)
 
 
 def prepare() -> None:

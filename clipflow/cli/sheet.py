@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from clipflow.cli.index import SUFFIXES
 from clipflow.errors import Conflict, InvalidParameter, ReadOnly, StorageFull
+from clipflow.files import PICTURES
 
 _BOM = '\ufeff'
 # A cell as it is written, quotation marks included, and what ends it. One that is never closed does not match.
@@ -78,7 +78,7 @@ class Sheet:
         rows: dict[str, list[list[str]]] = {}
         for row in self._rows:
             rows.setdefault(self.value(row, key), []).append(row)
-        by_path = key == 'file' or any(PurePosixPath(name).suffix.lower() in SUFFIXES for name in rows)
+        by_path = key == 'file' or any(PurePosixPath(name).suffix[1:].lower() in PICTURES for name in rows)
         names = {file: file if by_path else PurePosixPath(file).stem for file in files}
         for name, count in Counter(names.values()).items():
             if count > 1:

@@ -66,16 +66,16 @@ class Head:
         return digest.hexdigest()[:12]
 
     def moved(self, queries: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Queries of unit length, [Q, D], where the head puts them, of unit length again."""
+        """What queries of unit length, [Q, D], become: the product with a candidate is its score."""
         rows = queries.astype(np.float64)
-        rows = rows + (rows @ self.down.T.astype(np.float64)) @ self.up.T.astype(np.float64)
-        found: NDArray[np.float64] = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+        there = rows + (rows @ self.down.T.astype(np.float64)) @ self.up.T.astype(np.float64)
+        there /= np.maximum(np.linalg.norm(there, axis=1, keepdims=True), 1e-12)
+        found: NDArray[np.float64] = self.blend * there + (1 - self.blend) * rows
         return found
 
     def scores(self, queries: NDArray[np.float32], candidates: NDArray[np.float32]) -> NDArray[np.float64]:
         """Scores in [-1, 1] of queries [Q, D] against candidates [N, D], both of unit length, [Q, N]."""
-        mixed = self.blend * self.moved(queries) + (1 - self.blend) * queries.astype(np.float64)
-        found: NDArray[np.float64] = mixed @ candidates.T.astype(np.float64)
+        found: NDArray[np.float64] = self.moved(queries) @ candidates.T.astype(np.float64)
         return found
 
     def check(self, model: str) -> None:

@@ -145,6 +145,8 @@ class LiveHead:
     def _follow(self) -> None:
         """Read the state, take what has changed in the watched file, and load the head that counts."""
         self._warnings = []
+        # Before reading: what another replica writes meanwhile is then seen a second later.
+        seen = self._looks()
         try:
             self._state = state = self._with_setting(self._read())
             missing = False
@@ -156,7 +158,7 @@ class LiveHead:
         except ClipflowError as error:
             self._head = None
             self._warnings.append(f'results are in the order of the cosine: {error.message}')
-        self._seen = self._looks()
+        self._seen = seen
 
     def _take(self, file: Path) -> bool:
         """Let the watched file count if its content is new; False if it is missing. What is wrong with it is said."""

@@ -8,8 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from clipflow.errors import InvalidDocument, InvalidParameter, NotFound
-
-SUFFIXES = frozenset(('.jpg', '.jpeg', '.png', '.webp', '.gif', '.tif', '.tiff', '.bmp', '.avif', '.jp2', '.ppm'))
+from clipflow.files import PICTURES
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,7 @@ def digest(content: bytes) -> str:
 def _is_picture(name: str) -> bool:
     parts = name.split('/')
     hidden = any(part.startswith('.') or part == '__MACOSX' for part in parts)
-    return not hidden and os.path.splitext(parts[-1])[1].lower() in SUFFIXES
+    return not hidden and os.path.splitext(parts[-1])[1][1:].lower() in PICTURES
 
 
 def _in_folder(path: Path) -> list[Picture]:

@@ -14,6 +14,7 @@ from clipflow.relevance.album import Picture
 from clipflow.relevance.embedding import Embedded, Embedding, Moved
 from clipflow.relevance.metrics import Found, Scores
 from clipflow.settings import EncoderSettings
+from clipflow.templates import checked
 from clipflow.weights import ModelSpec, load_spec
 
 Rows = NDArray[np.float32]
@@ -137,7 +138,7 @@ def embedded(system: System, wanted: Wanted, progress: Progress) -> Vectors:
 def _templates(system: System, spec: ModelSpec, usual: tuple[str, ...]) -> tuple[str, ...]:
     if system.templates is None:
         return spec.templates or usual
-    for template in system.templates:
-        if template.count('{}') != 1:
-            raise InvalidParameter(f'a template has one place {{}} for the text; {template!r} has not')
-    return system.templates
+    try:
+        return checked(system.templates)
+    except ValueError as error:
+        raise InvalidParameter(str(error)) from None

@@ -41,7 +41,6 @@ class Data:
         examples: to learn from.
         validation: to choose on.
         test: to report on.
-        old_task: on which nothing may be forgotten.
         faults: what was left out.
     """
 
@@ -88,7 +87,7 @@ def _from_captions(path: Path, config: TuneConfig) -> Data:
     if len(config.splits) > 1:
         parts = [get(split) for split in config.splits]
         tasks: list[Task] = [of_captions(part) for part in parts]
-        faults = tuple(fault for part in parts for fault in part.faults)
+        faults = tuple(dict.fromkeys(fault for part in parts for fault in part.faults))
     else:
         _check_unsplit(get, path, config)
         whole = get(None)
@@ -105,7 +104,7 @@ def _from_labels(path: Path, config: TuneConfig) -> Data:
     if len(config.splits) > 1:
         parts = [get(split) for split in config.splits]
         tasks: list[Task] = [of_labels(part, config.templates) for part in parts]
-        faults = tuple(fault for part in parts for fault in part.faults)
+        faults = tuple(dict.fromkeys(fault for part in parts for fault in part.faults))
     else:
         _check_unsplit(get, path, config)
         whole = get(None)
@@ -166,20 +165,20 @@ def _kinds(pictures: Sequence[Picture]) -> tuple[int, ...]:
 def _from_feedback(path: Path, config: TuneConfig) -> Data:
     """Each query with what was clicked; what was shown and not clicked, by anyone, is rejected for that query."""
     assert config.images is not None
-    album, faults = Album(config.images), list[Fault]()
+    album, faults = Album(config.images), dict[Fault, None]()
     pictures: dict[Picture, int] = {}
     shown: dict[str, dict[int, None]] = {}
     clicked: dict[str, dict[int, None]] = {}
     for number, line in enumerate(_lines(path), 1):
         entry = _entry(line)
         if isinstance(entry, str):
-            faults.append(Fault(f'line {number}', entry))
+            faults[Fault(f'line {number}', entry)] = None
             continue
         text, ids, taken = entry
         for name in ids:
             picture = album.find(name)
             if isinstance(picture, Fault):
-                faults.append(picture)
+                faults[picture] = None
                 continue
             place = pictures.setdefault(picture, len(pictures))
             shown.setdefault(text, {})[place] = None

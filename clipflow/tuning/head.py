@@ -21,6 +21,7 @@ DEPTH = 100
 """So many of the nearest pictures are ordered; as the ranker does by default."""
 _LEARNED = 30
 _VALIDATION = 0.15
+_QUERIES = 256
 
 Rows = Mapping[str, NDArray[np.float32]]
 """Unit vectors by the ids of their documents."""
@@ -99,7 +100,9 @@ def from_pairs(queries: NDArray[np.float32], right: Sequence[str], rows: Rows) -
     numbers = {name: number for number, name in enumerate(names)}
     matrix = np.stack([rows[name] for name in names])
     own = np.array([numbers[name] for name in right], dtype=np.int64)
-    nearest = np.argsort(-(queries @ matrix.T), axis=1, kind='stable')[:, :DEPTH]
+    # In blocks: all captions with all documents at once do not fit into memory.
+    blocks = (queries[start : start + _QUERIES] for start in range(0, len(queries), _QUERIES))
+    nearest = np.vstack([np.argsort(-(block @ matrix.T), axis=1, kind='stable')[:, :DEPTH] for block in blocks])
     gains = (nearest == own[:, None]).astype(np.float64)
     return _lists(list(queries), nearest.tolist(), gains.tolist(), list(right), rows)
 
@@ -123,7 +126,7 @@ def train(
     down, up = fit(_learnable(learned), validation, recipe.rank, recipe.seed, told)
     head = Head(down, up, model, recipe.blend)
     before = measure(held_out, held_out.queries)
-    after = measure(held_out, recipe.blend * head.moved(held_out.queries) + (1 - recipe.blend) * held_out.queries)
+    after = measure(held_out, head.moved(held_out.queries))
     figures = {
         name: Figure(
             estimate(name, before[name], held_out.groups),

@@ -47,12 +47,8 @@ class Heads(torch.nn.Module):
         self.textual = torch.nn.Parameter(textual.clone())
         self.log_scale = torch.nn.Parameter(log_scale.detach().clone())
 
-    def pictures(self, features: Tensor) -> Tensor:
-        """[N, V] to unit vectors [N, D]."""
-        return self.centred(features - self.mean)
-
     def centred(self, features: Tensor) -> Tensor:
-        """The same of features without their mean."""
+        """[N, V], without their mean, to unit vectors [N, D]."""
         return normalize(linear(features, self.visual, self.offset), dim=-1)
 
     def texts(self, features: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Third stage: embeddings are stored and found. See README.md beside this file."""
 
 from collections.abc import Collection
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -196,7 +197,13 @@ class VectorIndexer(Room):
     @endpoint('/feedback/stats', parse=Parameters)
     async def feedback_stats(self, docs: DocumentArray, parameters: Parameters) -> DocumentArray:
         """`/feedback/stats`: sums, of which the ranker makes what people read."""
-        return wire.result_document(self.stage, await self.writing.run(parameters, lambda: self._log().stats()))
+
+        def read() -> dict[str, Any]:
+            # By a connection of its own: sums over a long log hold up no feedback.
+            with closing(FeedbackLog(self.settings.workspace, self.settings.shard)) as log:
+                return log.stats()
+
+        return wire.result_document(self.stage, await self.work.run(parameters, read))
 
     @endpoint('/feedback/export', parse=ExportParameters)
     async def feedback_export(self, docs: DocumentArray, parameters: ExportParameters) -> DocumentArray:

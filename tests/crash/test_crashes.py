@@ -88,7 +88,7 @@ def test_a_killed_launcher_leaves_no_process_and_no_document_is_lost(own: Servic
         assert [outcome.error for outcome in client.index([Document(id='kept', text='a cat')])] == [None]
     own.process.kill()
     own.process.wait(timeout=10)
-    own.wait_until_gone(5)
+    own.wait_until_gone(30)
     with Service(own.workspace, {'RUNTIME': 'fake'}) as again:
         assert again.stored_ids() == {'kept'}
 
@@ -183,7 +183,7 @@ def _signalled_while_it_indexes(service: Service, number: int, name: str) -> set
     assert service.terminate(number) == 0
     assert time.monotonic() - begun < 10
     writer.join(timeout=30)
-    service.wait_until_gone(2)
+    service.wait_until_gone(30)
     assert stored
     return stored
 
@@ -209,7 +209,7 @@ def test_more_signals_while_it_stops_change_nothing(lives: Lives) -> None:
     service.wait_for('clipflow: stopping', 20)
     service.process.terminate()
     assert service.terminate(signal.SIGINT) == 0
-    service.wait_until_gone(2)
+    service.wait_until_gone(30)
     assert 'Traceback' not in service.log
     _assert_there(lives.service(), {'kept'})
 
@@ -220,4 +220,4 @@ def test_a_service_whose_lines_nobody_reads_any_more_still_stops(running: Servic
     os.dup2(os.open(os.devnull, os.O_RDONLY), running.process.stderr.fileno())
     running.process.terminate()
     assert running.process.wait(timeout=20) == 0
-    running.wait_until_gone(5)
+    running.wait_until_gone(30)

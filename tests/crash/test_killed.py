@@ -94,7 +94,7 @@ def test_nothing_is_lost_or_revived_after_the_death_of_the_launcher_either(tmp_p
         finally:
             own.process.kill()
             own.process.wait()
-            own.wait_until_gone(5)
+            own.wait_until_gone(30)
     killed.assert_worth_the_name(2 * KILLS)
 
 
@@ -142,7 +142,7 @@ def test_a_launcher_that_is_killed_leaves_no_process_and_nothing_is_lost(service
         until(lambda: writer.requests >= 30, 60, 'the writer gets on')
         service.process.kill()
         service.process.wait()
-        service.wait_until_gone(5)
+        service.wait_until_gone(30)
     again = lives.service()
     assert again is not service
     assert_kept(again, writer.stored, writer.deleted)
@@ -161,7 +161,7 @@ def test_a_stage_that_dies_again_and_again_stops_the_service_and_is_named(servic
     assert service.wait_until_ended(20) == 1
     assert service.lines[-1] == f'clipflow: unavailable: the stage ranker died {KILLS + 1} times within a minute\n'
     assert KILLS - before <= service.log.count('clipflow: ranker died') - before <= KILLS
-    service.wait_until_gone(5)
+    service.wait_until_gone(30)
 
 
 @long
@@ -176,4 +176,4 @@ def test_a_stage_that_dies_at_every_start_stops_the_service_after_five_tries(ser
     assert service.log.count('the indexer cannot start: internal: ') == KILLS
     said = f'the stage indexer did not start, {KILLS} times in a row; its own message stands above'
     assert service.lines[-1] == f'clipflow: unavailable: {said}\n'
-    service.wait_until_gone(5)
+    service.wait_until_gone(30)

@@ -30,7 +30,7 @@ from clipflow.cli import classify, main
 main._COMMANDS = (classify,)
 if 'STRIKE' in os.environ:
     number, name, when = os.environ['STRIKE'].split(':')
-    classify.SAVE_SECONDS = 0.0
+    classify.SAVE_SECONDS = classify.SAVE_PAUSE = 0
     replace, calls = os.replace, []
 
     def struck(source, target):

@@ -3,11 +3,13 @@
 import os
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from pydantic import ValidationError
 
 from clipflow import ROOT, settings
+from clipflow.cli.service import PRECISIONS, RUNTIMES
 from clipflow.errors import InvalidParameter
 from clipflow.settings import (
     ALL,
@@ -164,3 +166,9 @@ def test_every_setting_says_what_it_is(kind: type[settings.Settings]) -> None:
 )
 def test_names_that_users_rely_on_exist(kind: type[settings.Settings], name: str) -> None:
     assert name in kind.model_fields
+
+
+def test_choices_of_commands_are_those_of_the_settings() -> None:
+    fields = EncoderSettings.model_fields
+    assert get_args(fields['runtime'].annotation) == RUNTIMES
+    assert get_args(fields['precision'].annotation) == PRECISIONS

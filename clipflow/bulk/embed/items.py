@@ -4,11 +4,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-PICTURES = frozenset(
-    ('jpg', 'jpeg', 'jpe', 'jfif', 'png', 'webp', 'gif', 'tif', 'tiff', 'bmp', 'avif', 'jp2', 'ppm', 'pgm', 'pbm')
-)
-"""Suffixes of files, or of members of archives, that are taken for pictures."""
-
 Entry = tuple[str, str, str]
 """Names of a picture, of the file with its caption and of the one with its metadata; empty: there is none."""
 

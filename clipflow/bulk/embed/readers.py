@@ -1,11 +1,12 @@
 """Which reader reads an input."""
 
 from clipflow.bulk.embed import storage, tables
-from clipflow.bulk.embed.items import PICTURES, Reader
+from clipflow.bulk.embed.items import Reader
 from clipflow.bulk.embed.shards import Shards
 from clipflow.bulk.embed.stems import Folder, Zip
 from clipflow.bulk.embed.tables import Columns, Tables
 from clipflow.errors import InvalidParameter, NotFound
+from clipflow.files import PICTURES
 
 _PACKED = ('gz', 'bz2', 'xz')
 

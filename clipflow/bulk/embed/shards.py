@@ -10,9 +10,10 @@ from functools import partial
 from typing import IO
 
 from clipflow.bulk.embed import storage
-from clipflow.bulk.embed.items import PICTURES, Content, Fault, Item, Place, Range
+from clipflow.bulk.embed.items import Content, Fault, Item, Place, Range
 from clipflow.bulk.embed.stems import tags, text
 from clipflow.errors import InvalidDocument
+from clipflow.files import PICTURES
 
 _BLOCK = 512
 

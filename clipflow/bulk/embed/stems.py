@@ -7,8 +7,9 @@ from functools import partial
 from typing import Any
 
 from clipflow.bulk.embed import storage
-from clipflow.bulk.embed.items import PICTURES, Content, Entry, Fault, Item, Place, Range
+from clipflow.bulk.embed.items import Content, Entry, Fault, Item, Place, Range
 from clipflow.errors import InvalidDocument
+from clipflow.files import PICTURES
 
 
 def entries(names: Iterable[str]) -> list[Entry]:

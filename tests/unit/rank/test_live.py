@@ -59,6 +59,23 @@ def test_a_head_goes_live_at_once_and_the_one_before_comes_back(folder: Path) ->
         ranker.rollback()
 
 
+def test_what_another_replica_writes_while_this_one_reads_is_followed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = Ranker(folder), Ranker(folder)
+    other.load('', head(1).content(), force=False)
+    read = one._read
+
+    def overtaken() -> object:
+        state = read()
+        monkeypatch.undo()
+        other.load('', head(2).content(), force=False)
+        return state
+
+    monkeypatch.setattr(one, '_read', overtaken)
+    assert [one.version for _ in range(3)] == [head(1).version, head(2).version, head(2).version]
+
+
 def test_off_is_undone_by_a_rollback(folder: Path) -> None:
     ranker = Ranker(folder)
     ranker.load('', head(1).content(), force=False)

@@ -79,7 +79,7 @@ def test_after_an_interruption_it_says_how_to_go_on(
 @pytest.mark.parametrize(
     ('arguments', 'sentence'),
     [
-        (['--template', 'a photo'], 'a template has one place {} for the text'),
+        (['--template', 'a photo'], "each of 'templates' has one place '{}' for the text; 'a photo' has not"),
         (['--against', 'precision=int9'], 'precision is one of auto, float32'),
         (['--against', 'nowhere/model'], 'not-found: '),
         (['--split', 'test'], "has no split 'test'; there is: none"),

@@ -213,7 +213,7 @@ def test_the_constant_feature_carries_the_mean() -> None:
     heads = Heads(torch.randn(5, 6, generator=generator), torch.eye(5), torch.tensor(2.0), pictures)
     with torch.no_grad():
         heads.offset.uniform_(-1, 1, generator=generator)
-    expected = heads.pictures(pictures)
+    expected = heads.centred(pictures - heads.mean)
     plain = torch.nn.functional.normalize(pictures @ heads.whole_visual().T, dim=-1)
     assert torch.allclose(plain, expected, atol=1e-5)
     # Without a constant feature there is no place for it.
