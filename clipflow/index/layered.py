@@ -63,7 +63,7 @@ class LayeredIndex:
         if self.main is None:
             self.put(keys, rows)
         else:
-            self.main.add(rows)
+            self.main.fill(rows)
             self.table.append(keys)
             self._vectors.release(len(self.main))
 
@@ -200,19 +200,19 @@ class LayeredIndex:
     def _joined(
         self, query: NDArray[np.float32], older: Candidates | None, newer: Candidates, search: _Search
     ) -> Ranked:
-        """The best of both parts, scored alike."""
-        if older is not None and self.main is not None and self.main.exact and not len(newer[0]):
-            return cut(search.view.keys[older[0]], older[1].astype(np.float64), search.limit)
-        keys = search.view.keys[newer[0]]
-        cosines = _cosines(query, search.held.gathered(newer[0]))
-        if older is not None and self.main is not None:
+        """The best of both parts, scored alike: equal vectors tie, and a merge between two searches changes nothing."""
+        keys, cosines = search.view.keys[newer[0]], np.empty(0)
+        if len(keys):
+            cosines = _cosines(query, search.held.gathered(newer[0]))
+        if older is not None and self.main is not None and len(older[0]):
+            slots, about = older
             if self.main.exact:
-                more, scores = search.view.keys[older[0]], older[1].astype(np.float64)
+                slots = slots[about >= floor(about, search.limit)]
+                more, rows = search.view.keys[slots], self.main.rows(slots)
             else:
                 assert self._read is not None
-                more, rows = self._read(search.view.keys[older[0]])
-                scores = _cosines(query, rows)
-            keys, cosines = np.concatenate([more, keys]), np.concatenate([scores, cosines])
+                more, rows = self._read(search.view.keys[slots])
+            keys, cosines = np.concatenate([more, keys]), np.concatenate([_cosines(query, rows), cosines])
         return cut(keys, cosines, search.limit)
 
 

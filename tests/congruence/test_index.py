@@ -1,6 +1,7 @@
 """Whatever happens to an index, in whatever order: it answers as the simple one does."""
 
 import json
+import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -27,6 +28,8 @@ from clipflow.store.sqlite import Store
 from forms import LONG, long
 
 DIMENSION = 3
+IN_MEMORY = '/dev/shm' if os.access('/dev/shm', os.W_OK) else None
+"""Where syncs cost nothing: thousands of them would take minutes on a busy disk."""
 
 
 @pytest.fixture(autouse=True)
@@ -145,11 +148,12 @@ class LiveMachine(RuleBasedStateMachine):
 
     @initialize()
     def start(self) -> None:
-        self.folder = tempfile.TemporaryDirectory()
+        self.folder = tempfile.TemporaryDirectory(dir=IN_MEMORY)
         self.documents: dict[str, tuple[NDArray[np.float32], dict[str, Any], bytes | None]] = {}
         self.open()
 
     wanted = Wanted()
+    compiled = staticmethod(compile_filter)
 
     def open(self) -> None:
         self.live = LiveIndex(Store(Path(self.folder.name) / 'store', 'abc', 'm'), self.wanted)
@@ -166,7 +170,7 @@ class LiveMachine(RuleBasedStateMachine):
 
     @rule(ids=st.lists(IDS | st.just('unknown'), max_size=4), query=st.none() | FILTERS.filter(bool))
     def delete(self, ids: list[str], query: dict[str, Any] | None) -> None:
-        matching = None if query is None else compile_filter(query)
+        matching = None if query is None else self.compiled(query)
         gone = {
             i for i, (_, tags, _) in self.documents.items() if i in ids or (query is not None and passes(query, tags))
         }
@@ -230,7 +234,7 @@ class LiveMachine(RuleBasedStateMachine):
         min_score: float | None,
         group_by: str | None,
     ) -> None:
-        matching = None if source is None else compile_filter(source)
+        matching = None if source is None else self.compiled(source)
         query = Query(limit, matching, min_score=min_score, group_by=group_by, thumbnails=True, vectors=True)
         found = self.live.search(np.stack(vectors), query)
         for vector, hits in zip(vectors, found, strict=True):
@@ -247,7 +251,7 @@ class LiveMachine(RuleBasedStateMachine):
         self, vector: NDArray[np.float32], source: dict[str, Any] | None, group_by: str | None
     ) -> None:
         def top(limit: int) -> list[Hit]:
-            matching = None if source is None else compile_filter(source)
+            matching = None if source is None else self.compiled(source)
             return self.live.search(vector[None], Query(limit, matching, group_by=group_by))[0]
 
         assert [(hit.record.id, hit.score) for hit in top(5)] == [(h.record.id, h.score) for h in top(15)][:5]
