@@ -8,7 +8,7 @@ $(VENV)/bin/python -m pytest -n 2 --dist loadfile -m 'not alone'
 $(VENV)/bin/python -m pytest -m alone
 endef
 
-.PHONY: help setup setup-runtimes demo test long unit memory chaos containers check config clean
+.PHONY: help setup setup-runtimes demo test long unit memory chaos containers containers-short check config clean
 
 help:  ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1	/' | expand -t 24
@@ -39,6 +39,9 @@ chaos: setup  ## Kill the index 200 times at random moments, and damage its file
 
 containers: setup  ## The images and the Kubernetes manifests in real containers; as root, with podman (ten minutes and more)
 	CLIPFLOW_REQUIRE_CONTAINERS=1 $(VENV)/bin/python -m pytest --timeout 0 tests/containers
+
+containers-short: setup  ## Of these the images, and what happens when an encoder, a shard or the gateway dies
+	CLIPFLOW_REQUIRE_CONTAINERS=1 $(VENV)/bin/python -m pytest --timeout 0 tests/containers -k 'found or shard or killed'
 
 check: setup  ## Format, lint and types
 	@scripts/check

@@ -145,7 +145,7 @@ class Unavailable(ClipflowError):
 
 
 class NotReady(Unavailable):
-    """A stage is still starting or loading its model."""
+    """A stage is still starting or loading its model, or has another model than the stage before it."""
 
     code = 'not-ready'
 

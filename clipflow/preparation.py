@@ -5,7 +5,7 @@ from docarray import Document
 from PIL import Image
 
 from clipflow import pictures, wire
-from clipflow.errors import ClipflowError, InvalidDocument, ModelMismatch, TooLarge
+from clipflow.errors import ClipflowError, InvalidDocument, ModelMismatch, NotReady, TooLarge
 from clipflow.pictures import Filled
 from clipflow.settings import PreprocessorSettings
 from clipflow.sources import Sources
@@ -118,10 +118,17 @@ def check_pixels(doc: Document, spec: ModelSpec) -> np.ndarray:
         uint8 of shape (height, width, 3).
 
     Raises:
-        ModelMismatch: it was made for another model, or not by a preprocessor.
+        NotReady: the preprocessor has another model, as long as the model is being changed.
+        ModelMismatch: it was not made by a preprocessor.
     """
     pixels = np.asarray(doc.tensor)
     expected = (spec.picture.height, spec.picture.width, 3)
-    if doc.tags.get(wire.MODEL) != spec.fingerprint or pixels.shape != expected or pixels.dtype != np.uint8:
-        raise ModelMismatch('the picture was prepared for another model; give all stages the same CLIPFLOW_MODEL')
+    made_for = doc.tags.get(wire.MODEL)
+    if made_for not in (None, spec.fingerprint):
+        raise NotReady(
+            f'the picture was prepared for another model than {spec.name!r}; try again if the model is being changed, '
+            'else give all stages the same CLIPFLOW_MODEL'
+        )
+    if made_for is None or pixels.shape != expected or pixels.dtype != np.uint8:
+        raise ModelMismatch('the picture was not prepared for this model; send the picture itself')
     return pixels

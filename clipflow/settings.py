@@ -193,7 +193,15 @@ class KeepsFiles(Settings):
         return value.expanduser() if value.expanduser().is_absolute() else ROOT / value
 
 
-class IndexerSettings(RoomSettings, KeepsFiles):
+class StoreSettings(RoomSettings, KeepsFiles):
+    """What every indexer knows."""
+
+    mix_precisions: bool = Field(
+        False, description='Allow vectors that were made in int8 beside others; their scores are not quite comparable.'
+    )
+
+
+class IndexerSettings(StoreSettings):
     """Settings of the indexer."""
 
     shard: int = Field(0, ge=0, description='Number of this shard, from 0 on ([indexer](indexer.md)).')
@@ -226,9 +234,6 @@ class IndexerSettings(RoomSettings, KeepsFiles):
         100_000, ge=1, description='Changes after which the index is written to disk for a quick start.'
     )
     snapshot_seconds: float = Field(3600.0, gt=0, description='Seconds after a change, at most, until it is.')
-    mix_precisions: bool = Field(
-        False, description='Allow vectors that were made in int8 beside others; their scores are not quite comparable.'
-    )
 
     @model_validator(mode='after')
     def _among_them(self) -> Self:
@@ -240,6 +245,33 @@ class IndexerSettings(RoomSettings, KeepsFiles):
     @classmethod
     def _names(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(',') if part.strip()) if isinstance(value, str) else value
+
+
+class MilvusSettings(StoreSettings):
+    """Settings of the indexer over Milvus."""
+
+    milvus_uri: str = Field(
+        '',
+        repr=False,
+        description='Address of Milvus, such as `http://milvus:19530`, or a local path for the embedded Milvus Lite; '
+        '`milvus.db` in the workspace by default ([Milvus](milvus.md)).',
+    )
+    milvus_token: str = Field('', repr=False, description='Token of Milvus, or `user:password`; it is never logged.')
+    milvus_collection: str = Field(
+        'clipflow',
+        pattern=r'^[A-Za-z_][A-Za-z0-9_]{0,254}$',
+        description='Name of the collection; it is made when the first document is stored.',
+    )
+    milvus_index: Literal['AUTOINDEX', 'FLAT', 'HNSW', 'IVF_FLAT', 'DISKANN'] = Field(
+        'AUTOINDEX',
+        description='Kind of index that a new collection gets, by its name in Milvus; `FLAT` is exact.',
+    )
+    milvus_timeout: float = Field(30.0, gt=0, description='Seconds for one call of Milvus.')
+
+    @property
+    def milvus(self) -> str:
+        """The address, or the path of the embedded one."""
+        return self.milvus_uri or str(self.workspace / 'milvus.db')
 
 
 class RankerSettings(RoomSettings, KeepsFiles):
@@ -322,6 +354,7 @@ ALL: tuple[type[Settings], ...] = (
     PreprocessorSettings,
     EncoderSettings,
     IndexerSettings,
+    MilvusSettings,
     RankerSettings,
     GatewaySettings,
     CommandSettings,

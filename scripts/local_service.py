@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -30,6 +30,7 @@ class LocalService:
         settings: further `CLIPFLOW_*` variables, without the prefix.
         flow: a YAML other than flow.yml.
         echo: whether to show what the service says.
+        command: of clipflow, that ends in a service.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class LocalService:
         settings: Mapping[str, str] | None = None,
         flow: Path | None = None,
         echo: bool = False,
+        command: Sequence[str] = ('serve',),
     ) -> None:
         self.workspace = workspace
         self.grpc = f'127.0.0.1:{free_port()}'
@@ -52,8 +54,8 @@ class LocalService:
             'CLIPFLOW_HTTP_PORT': self.http.rpartition(':')[2],
             **{f'CLIPFLOW_{name}': value for name, value in (settings or {}).items()},
         }
-        command = [sys.executable, '-m', 'clipflow.cli.main', 'serve', *(['--flow', str(flow)] if flow else [])]
-        self.process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+        call = [sys.executable, '-m', 'clipflow.cli.main', *command, *(['--flow', str(flow)] if flow else [])]
+        self.process = subprocess.Popen(call, env=environment, stderr=subprocess.PIPE, text=True)
         threading.Thread(target=self._listen, daemon=True).start()
 
     def _listen(self) -> None:

@@ -12,6 +12,7 @@ TITLES: dict[type[settings.Settings], str] = {
     settings.PreprocessorSettings: 'Preprocessor',
     settings.EncoderSettings: 'Encoder',
     settings.IndexerSettings: 'Indexer',
+    settings.MilvusSettings: 'Indexer over Milvus',
     settings.RankerSettings: 'Ranker',
     settings.CommandSettings: 'Commands',
 }

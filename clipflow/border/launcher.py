@@ -3,6 +3,7 @@
 `jina flow` itself never restarts a stage, leaves orphans when it is terminated, and asks public hosts for its address.
 """
 
+import functools
 import os
 import re
 import signal
@@ -96,7 +97,10 @@ def serve(path: Path, settings: GatewaySettings) -> None:
 
 def _stages(flow: dict[str, Any]) -> list[Stage]:
     from jina import Flow
+    from jina_cli import lookup
 
+    # Jina makes the table of all its arguments once for every stage, and that is most of the work here.
+    lookup._build_lookup_table = functools.cache(lookup._build_lookup_table)
     built = Flow.load_config(yaml.safe_dump(flow, sort_keys=False))
     built.build(copy_flow=False)
     found = []

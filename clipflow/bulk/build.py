@@ -1,13 +1,16 @@
 """From a folder of vectors to a workspace whose indexers start at once.
 
 Every shard is a part of its own: documents into its store, its index, a snapshot of that. Parts share the clusters
-that were learnt from a sample of the whole folder, and are made by several processes. All of it is a generation beside
-the one that counts, until it is complete; an interrupted run goes on in it.
+that were learnt from a sample of the whole folder while the documents are stored, and are made by several processes.
+All of it is a generation beside the one that counts, until it is complete; an interrupted run goes on in it.
 """
 
 import os
 import shutil
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
@@ -25,7 +28,7 @@ from clipflow.index.build import build, sampled
 from clipflow.index.choice import Choice, Wanted, choose, memory_for_vectors
 from clipflow.sharding import shard_of
 from clipflow.store import generations, layout
-from clipflow.store.connection import lock
+from clipflow.store.connection import ROLLBACK, WAL, lock
 from clipflow.store.reading import Documents, Record
 from clipflow.store.sqlite import Store
 from clipflow.weights import ModelSpec
@@ -37,6 +40,10 @@ _CLUSTERS = 'clusters.faiss'
 
 Told = Callable[[str, int], None]
 """Is told a phase, and how many more documents are through it."""
+
+
+class _GivenUp(Exception):
+    """The work is given up because what runs beside it failed; nobody sees it."""
 
 
 @dataclass(frozen=True)
@@ -85,8 +92,6 @@ def build_workspace(source: Mapped, place: Path, spec: ModelSpec, wanted: Wanted
     target = _target(source, place, spec, shards, wanted)
     held = lock(target)
     try:
-        if choice.factory:
-            _learn(source, choice, target / _CLUSTERS)
         workers = max(1, min(shards, os.cpu_count() or 1, memory_for_vectors() // max(1, choice.memory)))
         threads = max(1, faiss.omp_get_max_threads() // workers)
         precision = 'int8' if source.manifest.get('precision') == 'int8' else 'float'
@@ -102,7 +107,11 @@ def build_workspace(source: Mapped, place: Path, spec: ModelSpec, wanted: Wanted
             precision,
             threads,
         )
-        each([replace(whole, number=number) for number in range(shards)], _make, workers, told)
+        parts = [replace(whole, number=number) for number in range(shards)]
+        with _beside(lambda heard: each(parts, _store, workers, heard), told):
+            if choice.factory:
+                _learn(source, choice, target / _CLUSTERS, workers)
+        each(parts, _index, workers, told)
         _switch(place, target)
     finally:
         os.close(held)
@@ -136,30 +145,62 @@ def documents_in(place: Path) -> int:
     return count
 
 
-def _learn(source: Mapped, choice: Choice, file: Path) -> None:
-    """Clusters and codes, from a sample; none are learnt again that an earlier run has left."""
+def _learn(source: Mapped, choice: Choice, file: Path, storing: int) -> None:
+    """Clusters and codes, from a sample; none are learnt again that an earlier run has left.
+
+    Beside it so many processes store. They have a core each, for FAISS's threads wait busily for one that has none.
+    """
     try:
         Approximate.read(file)
     except InvalidParameter:
         main = Approximate.create(choice.factory, source.dimension())
-        main.train(sampled([source], main))
+        sample, threads = sampled([source], main), faiss.omp_get_max_threads()
+        faiss.omp_set_num_threads(max(1, threads - storing))
+        try:
+            main.train(sample)
+        finally:
+            faiss.omp_set_num_threads(threads)
         try:
             main.write(file)
         except (OSError, RuntimeError) as error:  # FAISS's word for any failure to write
             raise StorageFull(f'{file} could not be written: {error}') from None
 
 
-def _make(part: _Part, told: Told) -> None:
-    faiss.omp_set_num_threads(part.threads)
-    store = Store(part.target / str(part.number), part.fingerprint, part.model, (), part.shards)
+@contextmanager
+def _beside(work: Callable[[Told], None], told: Told) -> Iterator[None]:
+    """`work` runs on a thread during the block; when that fails, `work` ends with the next that it tells."""
+    failed = threading.Event()
+
+    def heard(phase: str, count: int) -> None:
+        if failed.is_set():
+            raise _GivenUp
+        told(phase, count)
+
+    with ThreadPoolExecutor(1, thread_name_prefix='beside') as pool:
+        running = pool.submit(work, heard)
+        try:
+            yield
+            running.result()
+        except BaseException:
+            failed.set()
+            raise
+
+
+@contextmanager
+def _opened(part: _Part, journal: str) -> Iterator[Store]:
+    store = Store(part.target / str(part.number), part.fingerprint, part.model, (), part.shards, journal=journal)
     try:
-        _store(part, store, told)
-        _index(part, store, told)
+        yield store
     finally:
         store.close()
 
 
-def _store(part: _Part, store: Store, told: Told) -> None:
+def _store(part: _Part, told: Told) -> None:
+    with _opened(part, ROLLBACK) as store:
+        _take(part, store, told)
+
+
+def _take(part: _Part, store: Store, told: Told) -> None:
     """The documents of this shard. `taken` counts those of the whole folder that were looked at."""
     before, place, unheard = store.taken(), 0, 0
     waiting: list[Record] = []
@@ -169,23 +210,25 @@ def _store(part: _Part, store: Store, told: Told) -> None:
             waiting += [record for record in records if shard_of(record.id, part.shards) == part.number]
         unheard += len(records)
         if len(waiting) >= _TOGETHER:
-            _put(store, waiting, place, part.precision)
+            store.load(waiting, part.precision, place)
             waiting = []
         # All shards look at every document: together they tell of each once.
         if unheard >= _TOGETHER * part.shards:
             told(STORING, unheard // part.shards)
             unheard %= part.shards
-    _put(store, waiting, place, part.precision)
+    if place > before:
+        store.load(waiting, part.precision, place)
     told(STORING, unheard // part.shards)
 
 
-def _put(store: Store, records: list[Record], place: int, precision: str) -> None:
-    store.upsert(records, precision)
-    if place > store.taken():
-        store.note_taken(place)
+def _index(part: _Part, told: Told) -> None:
+    faiss.omp_set_num_threads(part.threads)
+    with _opened(part, WAL) as store:
+        _fill(part, store, told)
 
 
-def _index(part: _Part, store: Store, told: Told) -> None:
+def _fill(part: _Part, store: Store, told: Told) -> None:
+    """The index of this shard, and its snapshot."""
     count = store.count()
     if not count or _is_there(part, store):
         told(INDEXING, count)

@@ -6,7 +6,6 @@
 Arrays are memory-mapped and read in blocks, so that a collection may be larger than memory.
 """
 
-import importlib
 import itertools
 import json
 import re
@@ -17,7 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clipflow.errors import InvalidDocument, InvalidParameter, NotFound, Unavailable
+from clipflow.bulk.arrow import arrow, parquet
+from clipflow.errors import InvalidDocument, InvalidParameter, NotFound
 from clipflow.store.reading import Record
 from clipflow.store.sqlite import Store
 
@@ -117,12 +117,12 @@ def mapped(path: Path) -> NDArray[Any]:
 
 def unit(vectors: NDArray[Any], path: Path, start: int) -> NDArray[np.float32]:
     """Rows of a file from `start` on, [N, D], of unit length; raises InvalidDocument if one has no direction."""
-    rows = np.asarray(vectors, dtype=np.float32)
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    rows = np.array(vectors, dtype=np.float32)
+    lengths = np.sqrt(np.einsum('ij,ij->i', rows, rows))[:, None]
     if not np.isfinite(lengths).all() or not lengths.all():
         raise InvalidDocument(f'{path}: a vector of rows {start} to {start + len(rows)} is zero or not finite')
-    found: NDArray[np.float32] = rows / lengths
-    return found
+    rows /= lengths
+    return rows
 
 
 def _blocks(vectors: NDArray[Any], fields: Iterator[dict[str, Any]], path: Path) -> Rows:
@@ -215,8 +215,7 @@ def _write_plain(stores: Sequence[Store], folder: Path, wrote: Callable[[int], N
 def _write_partitions(stores: Sequence[Store], folder: Path, wrote: Callable[[int], None]) -> None:
     import faiss
 
-    tables = parquet()
-    arrow = importlib.import_module('pyarrow')
+    tables, arrays = parquet(), arrow()
     for name in ('img_emb', 'metadata'):
         (folder / name).mkdir()
     width = len(str(max(0, sum(store.count() for store in stores) - 1) // ROWS_PER_FILE))
@@ -231,7 +230,7 @@ def _write_partitions(stores: Sequence[Store], folder: Path, wrote: Callable[[in
         rows = [
             {'id': r.id, 'image_path': r.uri or r.id, 'caption': r.text, 'url': r.uri, 'tags': r.tags} for r in records
         ]
-        tables.write_table(arrow.Table.from_pylist(rows), folder / 'metadata' / f'metadata_{name}.parquet')
+        tables.write_table(arrays.Table.from_pylist(rows), folder / 'metadata' / f'metadata_{name}.parquet')
         number += 1
 
     for records in _records(stores):
@@ -247,11 +246,3 @@ def _write_partitions(stores: Sequence[Store], folder: Path, wrote: Callable[[in
         put(waiting)
     if index is not None:
         faiss.write_index(index, str(folder / 'image.index'))
-
-
-def parquet() -> Any:
-    """pyarrow's module of that name; raises Unavailable if it is not installed."""
-    try:
-        return importlib.import_module('pyarrow.parquet')
-    except ImportError:
-        raise Unavailable("parquet files need pyarrow; install it with: pip install 'clipflow[bulk]'") from None

@@ -3,7 +3,6 @@
 import contextlib
 import csv
 import errno
-import importlib
 import itertools
 import json
 import os
@@ -15,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from clipflow.bulk import exchange
+from clipflow.bulk.arrow import arrow, parquet
 from clipflow.bulk.dedup import Places
 from clipflow.bulk.mapped import Mapped
 from clipflow.errors import InvalidParameter, ReadOnly, StorageFull
@@ -111,14 +110,14 @@ def _write_text(found: Iterable[Member], file: Path, *, as_json: bool) -> None:
 
 
 def _write_parquet(found: Iterable[Member], file: Path) -> None:
-    parquet, arrow = exchange.parquet(), importlib.import_module('pyarrow')
-    text = arrow.string()
-    schema = arrow.schema(
-        [('group', arrow.int64()), ('id', text), ('uri', text), ('cosine', arrow.float64()), ('kept', arrow.bool_())]
+    tables, arrays = parquet(), arrow()
+    text = arrays.string()
+    schema = arrays.schema(
+        [('group', arrays.int64()), ('id', text), ('uri', text), ('cosine', arrays.float64()), ('kept', arrays.bool_())]
     )
-    with parquet.ParquetWriter(file, schema) as out:
+    with tables.ParquetWriter(file, schema) as out:
         for some in _blocks(found):
-            out.write_table(arrow.Table.from_pylist([asdict(one) for one in some], schema=schema))
+            out.write_table(arrays.Table.from_pylist([asdict(one) for one in some], schema=schema))
 
 
 def _blocks(found: Iterable[Member]) -> Iterator[list[Member]]:

@@ -9,10 +9,11 @@ from pathlib import Path
 import faiss
 import numpy as np
 
+from clipflow.bulk import on_disk
 from clipflow.bulk.build import INDEXING, Told
 from clipflow.bulk.mapped import Mapped
 from clipflow.errors import ReadOnly, StorageFull
-from clipflow.index.approximate import check_kind
+from clipflow.index.approximate import Approximate, check_kind
 from clipflow.index.build import build
 from clipflow.index.choice import Choice, Wanted, choose
 
@@ -28,6 +29,26 @@ def write(source: Mapped, file: Path, wanted: Wanted, told: Told) -> Choice:
     """
     check_kind(wanted.kind, source.dimension())
     choice = choose(wanted, source.count(), source.dimension())
+    temporary = file.with_name(f'.{file.name}-{secrets.token_hex(4)}')
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+        if 'IVF' in choice.factory and choice.memory > wanted.memory:
+            on_disk.write(source, temporary, choice, wanted, told)
+        else:
+            on_disk.save(_built(source, choice, wanted.recall, told).faiss, temporary)
+        os.replace(temporary, file)
+    except OSError as error:
+        kind = StorageFull if temporary.exists() else ReadOnly
+        raise kind(f'{file} could not be written: {error.strerror or error}') from None
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+    return choice
+
+
+def _built(source: Mapped, choice: Choice, recall: float, told: Told) -> Approximate:
+    """In memory."""
     made = choice if choice.factory else replace(choice, factory='Flat')
     done = 0
 
@@ -37,20 +58,10 @@ def write(source: Mapped, file: Path, wanted: Wanted, told: Told) -> Choice:
             told(INDEXING, int(share * source.count()) - done)
             done = int(share * source.count())
 
-    main = build(source, made, np.empty((0, source.dimension()), np.float32), wanted.recall, watch).main
+    main = build(source, made, np.empty((0, source.dimension()), np.float32), recall, watch).main
     assert main is not None
     if main.lists:
         faiss.ParameterSpace().set_index_parameter(main.faiss, 'nprobe', main.effort)
     elif 'HNSW' in main.factory:
         faiss.ParameterSpace().set_index_parameter(main.faiss, 'efSearch', main.effort)
-    temporary = file.with_name(f'.{file.name}-{secrets.token_hex(4)}')
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        faiss.write_index(main.faiss, str(temporary))
-        os.replace(temporary, file)
-    except (OSError, RuntimeError) as error:
-        kind = StorageFull if temporary.exists() else ReadOnly
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise kind(f'{file} could not be written: {str(error).rpartition(": ")[2]}') from None
-    return choice
+    return main

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -18,8 +18,8 @@ BLOCK = 1000
 
 
 @contextmanager
-def opened(folder: Path, spec: ModelSpec, shards: int) -> Iterator[list[Store]]:
-    """The stores of all shards; made where they are missing.
+def opened(folder: Path, spec: ModelSpec, shards: int, numbers: Iterable[int] | None = None) -> Iterator[list[Store]]:
+    """The stores of all shards, or of those with these numbers; made where they are missing.
 
     Raises:
         Conflict: a service has them open, or they are of another number of shards.
@@ -27,7 +27,7 @@ def opened(folder: Path, spec: ModelSpec, shards: int) -> Iterator[list[Store]]:
     """
     with ExitStack() as closing:
         stores = []
-        for number in range(shards):
+        for number in range(shards) if numbers is None else numbers:
             store = Store(folder / str(number), spec.fingerprint, spec.name, (), shards)
             closing.callback(store.close)
             stores.append(store)
@@ -48,14 +48,14 @@ def shards_in(folder: Path) -> int:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """No service has the shards open meanwhile.
+    """No service has the shards that are there open meanwhile.
 
     Raises:
         Conflict: one has.
     """
     with ExitStack() as closing:
-        for number in range(shards_in(folder)):
-            closing.callback(os.close, lock(folder / str(number)))
+        for directory in layout.shards(folder).values():
+            closing.callback(os.close, lock(directory))
         yield
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from clipflow.bulk.embed.runner import Rank
     from clipflow.bulk.embed.worker import Job
 
+_RUNNERS = ('local', 'ray')
 _SHOWN = 5
 
 
@@ -33,7 +34,9 @@ def add_commands(commands: Any) -> None:
     option('input', 'a folder, zip or tar files, tables, or a saved dataset; a path, or a URL that fsspec knows')
     option('--out', 'the output folder', type=Path, required=True, metavar='DIR')
     option('--partition-size', 'items of a partition', type=int, default=10_000, metavar='N')
-    option('--processes', 'how many at once on this machine, each with the model', type=int, default=1, metavar='N')
+    option('--runner', 'processes on this machine, or a Ray cluster', choices=_RUNNERS, default='local')
+    option('--address', 'of the Ray cluster (RAY_ADDRESS); without one it is made here, for this run', metavar='A')
+    option('--processes', 'how many with the model: 1, or one for each GPU of the Ray cluster', type=int, metavar='N')
     option('--batch-size', 'items that pass through the model at once (CLIPFLOW_BATCH_SIZE)', type=int, metavar='N')
     option('--model', 'a directory or a name (CLIPFLOW_MODEL)')
     option('--runtime', 'what the model runs on (CLIPFLOW_RUNTIME)', choices=RUNTIMES, default='auto')
@@ -51,7 +54,7 @@ def add_commands(commands: Any) -> None:
 
 def run(given: argparse.Namespace) -> int:
     """Embed, and print a summary; 130 after Ctrl-C."""
-    from clipflow.bulk.embed import runner, writer
+    from clipflow.bulk.embed import ray, runner, writer
 
     rank = _rank(given)
     job = _job(given)
@@ -61,7 +64,10 @@ def run(given: argparse.Namespace) -> int:
         warn(f'{there:,} of {job.plan.partitions:,} partitions are there already')
     try:
         with _watched(job, mine, given.quiet) as watch:
-            runner.run(job, mine, given.processes, watch)
+            if given.runner == 'ray':
+                ray.run(job, mine, given.address, watch)
+            else:
+                runner.run(job, mine, job.processes, watch)
     except KeyboardInterrupt:
         warn('interrupted; the same command goes on where this one stopped')
         return 130
@@ -93,6 +99,8 @@ def _job(given: argparse.Namespace) -> 'Job':
     from clipflow.settings import EncoderSettings, PreprocessorSettings
     from clipflow.weights import load_spec
 
+    if given.address and given.runner != 'ray':
+        raise InvalidParameter('--address goes with --runner ray')
     least = {'--partition-size': given.partition_size, '--processes': given.processes, '--batch-size': given.batch_size}
     if wrong := [f'{name} {value}' for name, value in least.items() if value is not None and value < 1]:
         raise InvalidParameter(f'{wrong[0]}: at least 1')
@@ -106,11 +114,12 @@ def _job(given: argparse.Namespace) -> 'Job':
     fingerprint = load_spec(encoding.model).fingerprint
     wanted = plans.Plan(pattern, reader.digest(), fingerprint, given.partition_size, not given.no_text)
     plan = plans.planned(given.out.absolute(), wanted, reader, keep=given.keep_plan)
-    return Job(given.out.absolute(), plan, columns, encoding, PreprocessorSettings.load(), given.processes)
+    processes = given.processes or (0 if given.runner == 'ray' else 1)
+    return Job(given.out.absolute(), plan, reader, encoding, PreprocessorSettings.load(), processes)
 
 
 def _summary(folder: Path, manifest: dict[str, Any]) -> int:
-    from clipflow.bulk.exchange import parquet
+    from clipflow.bulk.arrow import parquet
 
     if manifest['failures'] or manifest['without_caption']:
         rows = parquet().ParquetFile(folder / 'failures.parquet').iter_batches(_SHOWN)

@@ -132,11 +132,12 @@ def _of_service(client: 'Client', ids: Sequence[str]) -> 'dict[str, NDArray[np.f
 
 def _of_workspace(workspace: Path, ids: Sequence[str]) -> 'tuple[dict[str, NDArray[np.float32]], str]':
     from clipflow.bulk.workspace import shards_in
-    from clipflow.store import generations
+    from clipflow.store import generations, layout
     from clipflow.store.reading import Documents
 
     folder = generations.current(workspace)
-    stores = [Documents(folder / str(number)) for number in range(shards_in(folder))]
+    shards_in(folder)  # or says what is wrong with them
+    stores = [Documents(path) for path in layout.shards(folder).values()]
     found = [record for store in stores for record in store.by_ids(ids, vectors=True).values()]
     return {r.id: r.vector for r in found if r.vector is not None}, stores[0].model()[0]
 

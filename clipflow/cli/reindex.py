@@ -31,6 +31,11 @@ def add_commands(commands: Any) -> None:
     command.add_argument(
         '--drop-missing', action='store_true', help='give up documents of which nothing is stored to embed again'
     )
+    command.add_argument(
+        '--prepare',
+        action='store_true',
+        help='embed what is there and change nothing; the same command without this then takes seconds',
+    )
     command.set_defaults(run=run)
 
 
@@ -44,32 +49,41 @@ def run(given: argparse.Namespace) -> int:
     from clipflow.bulk.reindex import Reindexing
     from clipflow.errors import InvalidParameter
     from clipflow.settings import IndexerSettings
-    from clipflow.store import generations
+    from clipflow.store import generations, layout
     from clipflow.store.reading import Documents
     from clipflow.weights import load_spec
 
     spec = load_spec(given.model)
     place = IndexerSettings.load().workspace
     folder, target = generations.current(place), generations.named(place, spec.fingerprint)
-    shards = workspace.shards_in(folder)
+    workspace.shards_in(folder)
     with ExitStack() as held, ExitStack() as open_:
-        sources = [Documents(folder / str(number)) for number in range(shards)]
+        numbers = layout.shards(folder)  # in a cluster each shard has a volume of its own
+        sources = [Documents(path) for path in numbers.values()]
         for source in sources:
             open_.callback(source.close)
         fingerprint, name = sources[0].model()
         if fingerprint == spec.fingerprint:
             raise InvalidParameter(f'the documents in {place} are under the model {name!r} already')
-        targets = open_.enter_context(workspace.opened(target, spec, shards))
+        targets = open_.enter_context(workspace.opened(target, spec, sources[0].shards(), numbers))
         work = Reindexing(sources, targets, open_.enter_context(LocalEncoder(spec)))
         work.retry()
         with progress('embedding', sum(source.count() for source in sources)) as moved:
             moved(sum(store.count() for store in targets))
             while work.follow(moved) > _FEW:
                 pass
+            if given.prepare:
+                # What came just now is not there yet, but it is no reason to complain.
+                missing = set(work.finish())
+                work.follow(moved)
+                _complain(work, sorted(missing & set(work.finish())), drop_missing=given.drop_missing)
+                count = sum(store.count() for store in targets)
+                print(f'{count:,} documents are embedded with {spec.name}; without --prepare they are changed to')
+                return 0
             service = service_in(place)
             _hold(service, folder, held)
             work.follow(moved)
-        _finish(work, drop_missing=given.drop_missing)
+        _complain(work, work.finish(), drop_missing=given.drop_missing)
         count = sum(store.count() for store in targets)
         open_.close()
         if service is None:
@@ -105,10 +119,9 @@ def _hold(service: 'Caller | None', folder: Path, held: ExitStack) -> None:
         ) from None
 
 
-def _finish(work: 'Reindexing', *, drop_missing: bool) -> None:
+def _complain(work: 'Reindexing', missing: list[str], *, drop_missing: bool) -> None:
     from clipflow.errors import NotFound
 
-    missing = work.finish()
     for name in missing[:_SHOWN]:
         warn(f'{name}: {work.tally.reasons.get(name, "could not be embedded again")}')
     if missing and not drop_missing:

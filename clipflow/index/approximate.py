@@ -181,7 +181,7 @@ class Approximate:
             self.faiss.train(sample)
 
     def fill(self, rows: NDArray[np.float32]) -> None:
-        """Add [N, D] under the next slots while nobody searches: all at once, which takes a third of the work."""
+        """Add [N, D] under the next slots while nobody searches: at once, for in small pieces FAISS mostly waits."""
         with self._turns.writing():
             self.faiss.add(np.ascontiguousarray(rows))
 
@@ -239,6 +239,22 @@ class Approximate:
         with self._turns.reading():
             found: NDArray[np.float32] = self.faiss.reconstruct_batch(np.ascontiguousarray(slots))
             return found
+
+    @property
+    def mapped(self) -> bool:
+        """Whether it has lists, all of which are compared to find the nearest, and knows in which of them a slot is."""
+        lists = faiss.try_extract_index_ivf(self.faiss)
+        return lists is not None and '_' not in self.factory and lists.direct_map.type != faiss.DirectMap.NoMap
+
+    def ranks(self, queries: NDArray[np.float32], slots: Slots) -> NDArray[np.int64]:
+        """Of a kind that is `exact` and `mapped`: for [Q, D] as which the list of each of [Q, N] slots is searched."""
+        with self._turns.reading():
+            quantizer = faiss.extract_index_ivf(self.faiss).quantizer
+            _, order = quantizer.search(np.ascontiguousarray(queries), self.lists)
+            _, own = quantizer.search(self.faiss.reconstruct_batch(slots.ravel()), 1)
+        ranks = np.argsort(order, axis=1)
+        found: NDArray[np.int64] = np.take_along_axis(ranks, own.reshape(slots.shape), axis=1)
+        return found
 
     def _options(self, effort: int, count: int, selector: Any) -> Any:
         given = {} if selector is None else {'sel': selector}

@@ -6,6 +6,7 @@ about 0.3 points at 0.99 (binomial standard deviation).
 """
 
 import threading
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,10 +21,14 @@ _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 
 
 class Background:
-    """The sample of a store: the documents whose scrambled keys are the smallest, so that most of it stays."""
+    """A sample of a collection, drawn when it is needed.
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    Args:
+        draw: gives the vectors of about `SAMPLE` documents, [n, D], mostly the same ones each time.
+    """
+
+    def __init__(self, draw: Callable[[], NDArray[np.float32]]) -> None:
+        self._draw = draw
         self._rows: NDArray[np.float32] | None = None
         self._count = 0
         self._drawing = threading.Lock()
@@ -32,13 +37,15 @@ class Background:
         """Cosines of a query [D] with the sample, ascending, [n]; `count` is the size of the collection."""
         with self._drawing:
             if self._rows is None or abs(count - self._count) > _STALE * self._count:
-                self._rows, self._count = self._drawn(), count
+                self._rows, self._count = self._draw(), count
             rows = self._rows
         if not len(rows) or rows.shape[1] != len(query):
             return np.empty(0)
         return np.sort((rows.astype(np.float64) @ query.astype(np.float64)).round(DECIMALS))
 
-    def _drawn(self) -> NDArray[np.float32]:
-        keys = self._store.keys()
-        scrambled = keys.astype(np.uint64) * _MULTIPLIER  # Fibonacci hashing: neighbours fall far apart
-        return self._store.vectors_of(keys[np.argsort(scrambled)[:SAMPLE]])[1]
+
+def sample_of(store: Store) -> NDArray[np.float32]:
+    """Vectors of the documents whose scrambled keys are the smallest, so that most of them stay, [n, D]."""
+    keys = store.keys()
+    scrambled = keys.astype(np.uint64) * _MULTIPLIER  # Fibonacci hashing: neighbours fall far apart
+    return store.vectors_of(keys[np.argsort(scrambled)[:SAMPLE]])[1]

@@ -86,9 +86,13 @@ def build(store: Stored, choice: Choice, asked: NDArray[np.float32], recall: flo
     return index
 
 
-def sampled(stores: Sequence[Stored], main: Approximate) -> NDArray[np.float32]:
-    """Vectors from everywhere in some stores, [N, D], as many as `main` needs to learn from."""
-    wanted = max(main.lists * _SAMPLE_PER_LIST, _SAMPLE)
+def sampled(stores: Sequence[Stored], main: Approximate, most: int | None = None) -> NDArray[np.float32]:
+    """Vectors from everywhere in some stores, [N, D], as many as `main` needs to learn from.
+
+    Fewer if it has learnt already, and about `most` at most.
+    """
+    wanted = _SAMPLE if main.trained else max(main.lists * _SAMPLE_PER_LIST, _SAMPLE)
+    wanted = wanted if most is None else max(main.lists, min(wanted, most))
     step = max(1, sum(store.count() for store in stores) // wanted)
     blocks = [rows for store in stores for _, rows in store.vectors(step)]
     return np.concatenate(blocks) if blocks else np.empty((0, 0), np.float32)
@@ -125,10 +129,11 @@ class Best:
         """[N, D] that stand in the slots from `start` on."""
         if not len(self._queries):
             return
-        scores = np.concatenate([self._scores, self._queries @ rows.T], axis=1)
-        slots = np.concatenate(
-            [self._slots, np.broadcast_to(np.arange(start, start + len(rows)), (len(scores), len(rows)))], axis=1
-        )
+        scores = self._queries @ rows.T
+        # Soon only few rows are among the best of any query, and only those are worth sorting.
+        better = np.flatnonzero((scores > self._scores.min(axis=1, keepdims=True)).any(axis=0))
+        scores = np.concatenate([self._scores, scores[:, better]], axis=1)
+        slots = np.concatenate([self._slots, np.broadcast_to(start + better, (len(scores), len(better)))], axis=1)
         top = np.argpartition(-scores, PLACES - 1, axis=1)[:, :PLACES]
         self._scores, self._slots = np.take_along_axis(scores, top, 1), np.take_along_axis(slots, top, 1)
 
@@ -148,6 +153,13 @@ def tune(main: Approximate, queries: NDArray[np.float32], truth: NDArray[np.int6
         truth: slots of the ten best of each, [Q, 10]; -1 where there are fewer.
         recall: to reach.
     """
+    if main.exact and main.mapped and (truth >= 0).all():
+        # What is in a list that is searched is found: no search is needed to know how much that is.
+        ranks = main.ranks(queries, truth)
+        reached_by = [(float((ranks < effort).mean()), effort) for effort in main.efforts]
+        main.recall, main.effort = next((pair for pair in reached_by if pair[0] >= recall), reached_by[-1])
+        main.rerank = 1
+        return
     best = (0.0, main.efforts[-1], 1)
     for rerank in (1,) if main.exact else RERANKS:
         count = PLACES * rerank + SPARE

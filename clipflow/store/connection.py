@@ -12,6 +12,10 @@ from clipflow.errors import ClipflowError, Conflict, Internal, ReadOnly, Storage
 from clipflow.filters import REGEX_FUNCTION
 from clipflow.store import layout
 
+WAL = 'WAL'
+"""Readers and the writer do not wait for each other."""
+ROLLBACK = 'TRUNCATE'
+"""New pages are written once, not to a log first: for a store that is filled while nobody reads it."""
 _REGEX_SECONDS = 0.05
 _ERRORS: dict[int, tuple[type[ClipflowError], str]] = {
     sqlite3.SQLITE_FULL: (
@@ -26,10 +30,10 @@ _ERRORS: dict[int, tuple[type[ClipflowError], str]] = {
 }
 
 
-def connect(path: Path) -> sqlite3.Connection:
-    """A connection for one thread at a time, durable at each commit."""
+def connect(path: Path, journal: str = WAL) -> sqlite3.Connection:
+    """A connection for one thread at a time, durable at each commit; `journal` is WAL or ROLLBACK."""
     db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=30)
-    for pragma in ('journal_mode = WAL', 'synchronous = FULL', 'foreign_keys = ON', 'cache_size = -32000'):
+    for pragma in (f'journal_mode = {journal}', 'synchronous = FULL', 'foreign_keys = ON', 'cache_size = -32000'):
         db.execute(f'PRAGMA {pragma}')
     db.create_function(REGEX_FUNCTION, 2, _regex, deterministic=True)
     return db

@@ -10,7 +10,7 @@ from clipflow.store.reading import Documents
 
 Value = str | int | float | bool
 
-_COUNTED = 20_000
+COUNTED = 20_000
 """Of more documents a sample of about this size is counted; the counts are then multiplied."""
 _FEW = 20
 MOST_VALUES = 2000
@@ -57,7 +57,7 @@ def count_values(documents: Documents, matching: Filter | None) -> tuple[list[Fa
         Facets in the order of the alphabet, and whether they are estimated from a sample.
     """
     keys = documents.keys() if matching is None else documents.matching_keys(matching)
-    step = -(-len(keys) // _COUNTED) or 1
+    step = -(-len(keys) // COUNTED) or 1
     found: dict[str, Facet] = {}
     for tag, kind, value, count in documents.tag_values(json.dumps(keys[::step].tolist())):
         # SQLite has no booleans: the type tells 1 from true.

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from clipflow.filters import Filter
 from clipflow.store import layout
-from clipflow.store.connection import connect, translated
+from clipflow.store.connection import WAL, connect, translated
 
 _VARIABLES = 30_000
 _ROWS_PER_READ = 10_000
@@ -40,13 +40,14 @@ KeysAndVectors = tuple[NDArray[np.int64], NDArray[np.float32]]
 class Documents:
     """The documents of one shard, in `directory`. Every thread reads through a connection of its own."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, journal: str = WAL) -> None:
         self.directory = directory
+        self._journal = journal
         self._local = threading.local()
         self._all: list[sqlite3.Connection] = []
 
     def _connect(self) -> sqlite3.Connection:
-        self._all.append(connect(self.directory / layout.DOCUMENTS))
+        self._all.append(connect(self.directory / layout.DOCUMENTS, self._journal))
         return self._all[-1]
 
     def _read(self, sql: str, parameters: Sequence[Any] = ()) -> list[Any]:
@@ -68,6 +69,10 @@ class Documents:
         """Fingerprint and name of the model that made the vectors."""
         meta = self._meta()
         return meta['fingerprint'], meta['model']
+
+    def shards(self) -> int:
+        """How many shards there are in all."""
+        return int(self._meta().get('shards', '1'))
 
     def last_sequence(self) -> int:
         """Number of the latest change that gave a document a number."""
@@ -114,9 +119,17 @@ class Documents:
 
     def vectors(self, step: int = 1) -> Iterator[KeysAndVectors]:
         """All keys and vectors, or those whose key `step` divides, in blocks of [n] and [n, D]."""
+        if step > 1:
+            # Asked for by their keys: a scan would read all the others too.
+            wanted = np.arange(step, self._read('SELECT coalesce(max(key), 0) FROM documents')[0][0] + 1, step)
+            for start in range(0, len(wanted), _ROWS_PER_READ):
+                found = self.vectors_of(wanted[start : start + _ROWS_PER_READ])
+                if len(found[0]):
+                    yield found
+            return
         last = 0
-        sql = 'SELECT key, vector FROM documents WHERE key > ? AND key % ? = 0 ORDER BY key LIMIT ?'
-        while rows := self._read(sql, (last, step, _ROWS_PER_READ)):
+        sql = 'SELECT key, vector FROM documents WHERE key > ? ORDER BY key LIMIT ?'
+        while rows := self._read(sql, (last, _ROWS_PER_READ)):
             last = rows[-1][0]
             yield _matrix(rows)
 

@@ -16,9 +16,15 @@ from numpy.typing import NDArray
 from clipflow.errors import Conflict, DimensionMismatch, ModelMismatch
 from clipflow.filters import Filter, index_expression
 from clipflow.store import layout
-from clipflow.store.connection import lock, translated
+from clipflow.store.connection import WAL, lock, translated
 from clipflow.store.migrations import migrate
 from clipflow.store.reading import Documents, Record, chunks
+
+_UPSERT = (
+    'INSERT INTO documents (key, id, sequence, text, uri, tags, vector) VALUES (?, ?, ?, ?, ?, ?, ?)'
+    ' ON CONFLICT (id) DO UPDATE SET sequence = excluded.sequence, text = excluded.text,'
+    ' uri = excluded.uri, tags = excluded.tags, vector = excluded.vector'
+)
 
 
 class Store(Documents):
@@ -38,8 +44,10 @@ class Store(Documents):
         model: str,
         indexed_tags: Collection[str] = (),
         shards: int = 1,
+        *,
+        journal: str = WAL,
     ) -> None:
-        super().__init__(directory)
+        super().__init__(directory, journal)
         self._lock_file: int | None = lock(directory)
         self._writing = threading.Lock()
         try:
@@ -124,7 +132,7 @@ class Store(Documents):
     def note_taken(self, sequence: int) -> None:
         """Everything up to this change of the other store is here."""
         with self._transaction() as db:
-            db.execute("INSERT OR REPLACE INTO meta VALUES ('taken', ?)", (str(sequence),))
+            _note_taken(db, sequence)
 
     def upsert(
         self, records: Sequence[Record], precision: str = 'float', *, mixed: bool = False, keep_keys: bool = False
@@ -152,9 +160,7 @@ class Store(Documents):
             sequence = self._sequence(db, len(records))
             for record, blob in zip(records, blobs, strict=True):
                 row = db.execute(
-                    'INSERT INTO documents (key, id, sequence, text, uri, tags, vector) VALUES (?, ?, ?, ?, ?, ?, ?)'
-                    ' ON CONFLICT (id) DO UPDATE SET sequence = excluded.sequence, text = excluded.text,'
-                    ' uri = excluded.uri, tags = excluded.tags, vector = excluded.vector RETURNING key',
+                    f'{_UPSERT} RETURNING key',
                     (record.key if keep_keys else None, *_row(record, next(sequence)), blob),
                 ).fetchone()
                 keys.append(int(row[0]))
@@ -165,6 +171,24 @@ class Store(Documents):
                     db.execute('INSERT INTO thumbnails VALUES (?, ?)', (row[0], record.thumbnail))
                 newest = max(newest, row[0])
         return np.array(keys, dtype=np.int64)
+
+    def load(self, records: Sequence[Record], precision: str, taken: int) -> None:
+        """`upsert` of many that have no thumbnails, and `note_taken`, in one transaction. Durable on return.
+
+        Raises:
+            DimensionMismatch, ModelMismatch: as `upsert`.
+        """
+        with self._transaction() as db:
+            if records:
+                self._check_precision(db, precision, mixed=False)
+                self._check_dimension(db, [4 * len(record.vector) for record in records if record.vector is not None])
+                sequence = self._sequence(db, len(records))
+                rows = (
+                    (None, *_row(record, next(sequence)), np.asarray(record.vector, dtype=np.float32).tobytes())
+                    for record in records
+                )
+                db.executemany(_UPSERT, rows)
+            _note_taken(db, taken)
 
     def _check_precision(self, db: sqlite3.Connection, precision: str, mixed: bool) -> None:
         row = db.execute("SELECT value FROM meta WHERE name = 'precision'").fetchone()
@@ -225,6 +249,10 @@ class Store(Documents):
             if self._lock_file is not None:
                 os.close(self._lock_file)
                 self._lock_file = None
+
+
+def _note_taken(db: sqlite3.Connection, sequence: int) -> None:
+    db.execute("INSERT OR REPLACE INTO meta VALUES ('taken', ?)", (str(sequence),))
 
 
 def _row(record: Record, sequence: int) -> tuple[str, int, str, str, str]:

@@ -16,13 +16,17 @@ FOREIGN = ROOT / 'flows' / 'clip-server.yml'
 """Its encoder is not ours, and all stages have to know that."""
 SHARDED = ROOT / 'flows' / 'sharded.yml'
 """Its indexer is several."""
+MILVUS = ROOT / 'flows' / 'milvus.yml'
+"""Its indexer runs in an environment of its own."""
 
 
 def loaded(path: Path) -> dict[str, Any]:
     return load_flow(path, GatewaySettings.load())
 
 
-@pytest.mark.parametrize('path', [path for path in FLOWS if path not in (FOREIGN, SHARDED)], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    'path', [path for path in FLOWS if path not in (FOREIGN, SHARDED, MILVUS)], ids=lambda path: path.stem
+)
 def test_a_variant_is_the_flow_with_another_encoder(path: Path) -> None:
     flow, variant = loaded(ROOT / 'flow.yml'), loaded(path)
     assert variant | {'executors': []} == flow | {'executors': []}
@@ -49,6 +53,19 @@ def test_the_foreign_encoder_stands_before_a_room_that_takes_its_vectors() -> No
             assert parts.pop(one['name']) == {**one, 'uses_with': model}
     external = yaml.safe_load((ROOT / 'executors/clip_server/external/encoder.yml').read_text(encoding='utf-8'))
     assert model == {'model': 'clip-server::' + external['with']['name']}
+
+
+def test_the_flow_with_milvus_has_an_indexer_that_is_started_elsewhere() -> None:
+    flow, variant = loaded(ROOT / 'flow.yml'), loaded(MILVUS)
+    assert variant | {'executors': []} == flow | {'executors': []}
+    assert [part['name'] for part in variant['executors']] == [part['name'] for part in flow['executors']]
+    for one, other in zip(flow['executors'], variant['executors'], strict=True):
+        if one['name'] != 'indexer':
+            assert one == other
+        else:
+            assert other == {'name': 'indexer', 'external': True, 'host': '127.0.0.1', 'port': other['port']}
+            room = (ROOT / 'executors' / 'milvus_indexer' / 'README.md').read_text(encoding='utf-8')
+            assert f'--name indexer --port {other["port"]}' in room
 
 
 def test_the_sharded_flow_is_the_flow_with_an_indexer_for_each_shard() -> None:

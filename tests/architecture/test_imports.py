@@ -44,6 +44,7 @@ ALLOWED: dict[str, set[str]] = {
     'backup': {'errors', 'files', 'store'},
     'records': {'tags', 'wire', 'store'},
     'index': {'errors', 'files', 'filters', 'store', 'order', 'vectors', 'quantiles'},
+    'milvus': {'errors', 'filters', 'wire', 'quantiles', 'store', 'index'},
     'bulk': {
         'errors',
         'files',
@@ -76,6 +77,10 @@ ALLOWED: dict[str, set[str]] = {
         'weights',
         'sharding',
         'store',
+        'tags',
+        'clicks',
+        'records',
+        'index',
     },
     'client': {'errors', 'tags', 'clicks', 'wire'},
     'cli': {
@@ -90,6 +95,7 @@ ALLOWED: dict[str, set[str]] = {
         'store',
         'index',
         'errors',
+        'files',
         'settings',
         'weights',
         'sessions',

@@ -53,6 +53,7 @@ def test_a_part_loads_only_what_it_needs(name: str, unwanted: set[str]) -> None:
         ('executors/preprocessor/input_preprocessor.py', {'torch', 'transformers', 'faiss', 'fastapi'}),
         ('executors/encoder/clip_encoder.py', {'faiss', 'fastapi'}),
         ('executors/indexer/vector_indexer.py', {'torch', 'transformers', 'fastapi'}),
+        ('executors/milvus_indexer/milvus_indexer.py', {'torch', 'transformers', 'faiss', 'fastapi'}),
         ('executors/ranker/result_ranker.py', {'torch', 'transformers', 'faiss', 'fastapi'}),
         ('gateway/clipflow_gateway.py', {'torch', 'transformers', 'faiss'}),
     ],

@@ -14,6 +14,7 @@ from clipflow.deploy import kubernetes
 from clipflow.flows import Flow
 from kubernetes.conftest import kubernetes_python, kustomize  # noqa: F401 (fixtures)
 
+from . import preflight
 from .cluster import Pods
 from .engine import Engine, EngineError
 from .images import build_all, prepare
@@ -37,7 +38,7 @@ def engine() -> Iterator[Engine]:
         pytest.skip('containers: take minutes and need root and podman; `make containers` runs them')
     with ExitStack() as stack:
         try:
-            opened = stack.enter_context(Engine())
+            opened = stack.enter_context(preflight.opened())
             prepare(opened)
         except EngineError as error:
             absent(str(error))

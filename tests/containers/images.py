@@ -44,6 +44,16 @@ def prepare(engine: Engine) -> None:
     _wheels()
 
 
+def base_can_be_had() -> None:
+    """Whether there is a base already, or what makes one.
+
+    Raises:
+        EngineError: neither.
+    """
+    if not (FOLDER / 'base.tar').exists() and not shutil.which('mmdebstrap'):
+        raise EngineError('not installed: mmdebstrap')
+
+
 def build_all(engine: Engine) -> None:
     """Build what is missing or of older sources.
 
@@ -70,8 +80,7 @@ def _base() -> Path:
     """A Debian with Python, as a tar."""
     path = FOLDER / 'base.tar'
     if not path.exists():
-        if not shutil.which('mmdebstrap'):
-            raise EngineError('not installed: mmdebstrap')
+        base_can_be_had()
         made = FOLDER / f'base-{os.getpid()}.tar'
         without = [f'--dpkgopt=path-exclude=/usr/share/{name}/*' for name in ('man', 'doc')]
         try:

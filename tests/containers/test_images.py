@@ -35,6 +35,18 @@ def test_an_image_does_not_hold_what_only_another_needs(engine: Engine, room: st
         engine.podman(*command)
 
 
+def test_the_image_of_the_encoder_can_embed_documents_again(engine: Engine) -> None:
+    # As the Jobs of the component `reindex` do, beside the indexer.
+    code = (
+        'import clipflow.bulk.reindex, clipflow.bulk.workspace, clipflow.border.control, rich.progress; '
+        'from clipflow.bulk.encoding import LocalEncoder; from clipflow.weights import load_spec; '
+        'from docarray import Document; doc = Document(text="a"); spec = load_spec("/clipflow/models/clip-mini"); '
+        'encoder = LocalEncoder(spec); encoder.encode([doc]); print(doc.embedding.shape)'
+    )
+    command = ['run', '--rm', '--network', 'none', '--entrypoint', 'python', image('encoder'), '-c', code]
+    assert '(384,)' in engine.podman(*command)
+
+
 @pytest.mark.parametrize('workload', ['gateway', 'preprocessor', 'encoder', 'indexer-0', 'ranker'])
 def test_a_pod_has_no_rights_and_can_write_only_where_it_should(pods: Pods, workload: str) -> None:
     pod = pods.of(workload)[0]

@@ -14,8 +14,6 @@ import pytest
 from clipflow import ROOT
 from clipflow.bulk.embed import runner, worker, writer
 from clipflow.bulk.embed.mapper import Mapper
-from clipflow.bulk.embed.readers import open_input
-from clipflow.bulk.embed.tables import Columns
 from clipflow.bulk.embed.worker import Job
 from clipflow.cli import main
 from clipflow.cli.embed import _Bar
@@ -49,9 +47,9 @@ def expected(album: str, mapper: Mapper, tmp_path_factory: pytest.TempPathFactor
     """What a run in this process and in one go gives."""
     out = tmp_path_factory.mktemp('expected') / 'out'
     job = begun(album, out, SIZE)
-    writer.agree(out, mapper.description)
+    writer.agree(out, mapper.encoder.description)
     for number in range(PARTITIONS):
-        worker.embed(job, mapper, open_input(album, job.columns), number, lambda items, failed: None)
+        worker.embed(job, mapper, number, lambda items, failed: None)
     writer.finish(out, job.plan, ENCODING.model)
     return contents(out)
 
@@ -130,7 +128,7 @@ def test_a_partition_at_which_a_process_dies_is_tried_twice_and_costs_no_other(
     assert all('killed by signal 9' in sentence for sentence in watch.warned)
     assert watch.items == PICTURES - SIZE
     assert writer.unfinished(out, job(album, out).plan) == [0]
-    worker.embed(job(album, out), mapper, open_input(album, Columns()), 0, lambda items, failed: None)
+    worker.embed(job(album, out), mapper, 0, lambda items, failed: None)
     writer.finish(out, job(album, out).plan, ENCODING.model)
     assert contents(out) == expected
 

@@ -39,6 +39,7 @@ ROOMS = {
     'executors/preprocessor/README.md': settings.PreprocessorSettings,
     'executors/encoder/README.md': settings.EncoderSettings,
     'executors/indexer/README.md': settings.IndexerSettings,
+    'executors/milvus_indexer/README.md': settings.MilvusSettings,
     'executors/ranker/README.md': settings.RankerSettings,
     'gateway/README.md': settings.GatewaySettings,
 }
@@ -181,6 +182,8 @@ def requirements(file: str) -> list[tuple[str, str]]:
         'executors/encoder/runtimes/tensorrt.txt',
         'executors/encoder/runtimes/triton.txt',
         'clipflow/bulk/requirements.txt',
+        'clipflow/bulk/fetch/requirements.txt',
+        'clipflow/bulk/embed/ray.txt',
         'clipflow/backup/s3.txt',
         'clipflow/cli/plot.txt',
         'clipflow/tuning/requirements.txt',

@@ -218,13 +218,24 @@ class Cluster:
         return next((one for one in self.of(wanted) if name(one) == called and namespace(one) == inside), None)
 
     def has(self, wanted: str, called: str, inside: str) -> bool:
-        """Whether there is such an object, or one outside."""
-        return f'{wanted}/{called}' in self.outside or self.get(wanted, called, inside) is not None
+        """Whether there is such an object, or one outside, or a StatefulSet that makes it."""
+        made = {
+            f'PersistentVolumeClaim/{text(claim, "metadata", "name")}-{name(one)}-{number}'
+            for one in self.of('StatefulSet')
+            for claim in mappings(one, 'spec', 'volumeClaimTemplates')
+            for number in range(whole(one, 'spec', 'replicas', default=1))
+        }
+        return f'{wanted}/{called}' in self.outside | made or self.get(wanted, called, inside) is not None
 
     @cached_property
     def pods(self) -> list[Pod]:
-        """The pods of all workloads."""
+        """The pods of all workloads that stay."""
         return [Pod(one, mapping(one, 'spec', 'template')) for one in self.of(*WORKLOADS)]
+
+    @cached_property
+    def all_pods(self) -> list[Pod]:
+        """With those of Jobs, which end."""
+        return [*self.pods, *(Pod(one, mapping(one, 'spec', 'template')) for one in self.of('Job'))]
 
     def selected(self, selector: Any, inside: str) -> list[Pod]:
         """The pods that a label selector matches."""
@@ -259,8 +270,12 @@ class Cluster:
             source = self.get('ConfigMap', text(entry, 'configMapRef', 'name'), pod.namespace)
             found |= {key: value for key, value in mapping(source, 'data').items() if isinstance(value, str)}
         for entry in mappings(container, 'env'):
+            reference = mapping(entry, 'valueFrom', 'configMapKeyRef')
+            data = mapping(self.get('ConfigMap', text(reference, 'name'), pod.namespace), 'data')
             if 'value' in entry:
                 found[text(entry, 'name')] = text(entry, 'value')
+            elif isinstance(value := data.get(text(reference, 'key')), str):
+                found[text(entry, 'name')] = value
         return found
 
     def claims(self, pod: Pod) -> list[dict[str, Any]]:

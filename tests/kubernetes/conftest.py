@@ -25,6 +25,7 @@ SETS: dict[str, tuple[str, tuple[str, ...]]] = {
     # Much at once, as a large service would have it.
     'full': ('overlays/production', ('sharded', 'models', 'gpu', 'monitoring', 'ingress')),
     'served': ('base', ('triton', 'models', 'monitoring', 'autoscale-keda', 'sharded')),
+    'changing': ('overlays/dev', ('reindex', 'models')),
     'small': ('overlays/dev', ('sharded', 'monitoring')),
 }
 """Folders and components that are put on top of each."""

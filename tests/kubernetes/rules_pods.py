@@ -32,7 +32,7 @@ _MARGIN_SECONDS = 5
 
 def each(cluster: Cluster) -> list[tuple[Pod, dict[str, Any]]]:
     """All containers, with their pods."""
-    return [(pod, container) for pod in cluster.pods for container in pod.all_containers]
+    return [(pod, container) for pod in cluster.all_pods for container in pod.all_containers]
 
 
 # -- resources --------------------------------------------------------------------------------------------------------
@@ -252,7 +252,7 @@ def mounts(cluster: Cluster) -> Found:
 @rule('mount-missing')
 def no_idle_volume(cluster: Cluster) -> Found:
     """A volume that nobody mounts is a mistake."""
-    for pod in cluster.pods:
+    for pod in cluster.all_pods:
         volumes = [text(volume, 'name') for volume in mappings(pod.spec, 'volumes')]
         if twice := [called for called, count in Counter(volumes).items() if count > 1]:
             yield pod.owner, f'has two volumes {twice[0]!r}'
@@ -265,7 +265,7 @@ def no_idle_volume(cluster: Cluster) -> Found:
 @rule('writable')
 def what_is_written_is_mounted(cluster: Cluster) -> Found:
     """With a root file system for reading only, /tmp and the cache have to be volumes of a limited size."""
-    for pod in cluster.pods:
+    for pod in cluster.all_pods:
         for container in pod.containers:
             paths = {text(mount, 'mountPath') for mount in mappings(container, 'volumeMounts')}
             wanted = {'/tmp'}
@@ -295,7 +295,7 @@ def pinned_images(cluster: Cluster) -> Found:
 @rule('container-name')
 def container_names(cluster: Cluster) -> Found:
     """Each container has a name of its own."""
-    for pod in cluster.pods:
+    for pod in cluster.all_pods:
         names = [text(container, 'name') for container in pod.all_containers]
         if (
             not names

@@ -23,7 +23,7 @@ def _is_restricted(cluster: Cluster, pod: Pod) -> bool:
 @rule('host')
 def nothing_of_the_host(cluster: Cluster) -> Found:
     """No network, processes, memory, ports or files of the node."""
-    for pod in cluster.pods:
+    for pod in cluster.all_pods:
         if _is_restricted(cluster, pod):
             if shared := [key for key in ('hostNetwork', 'hostPID', 'hostIPC') if pod.spec.get(key)]:
                 yield pod.owner, f'has {shared[0]}'

@@ -28,6 +28,7 @@ from .cluster import (
 _KINDS = {
     'v1': {'Namespace', 'ServiceAccount', 'ConfigMap', 'Secret', 'Service', 'PersistentVolumeClaim'},
     'apps/v1': {*WORKLOADS},
+    'batch/v1': {'Job'},
     'policy/v1': {'PodDisruptionBudget'},
     'networking.k8s.io/v1': {'NetworkPolicy', 'Ingress'},
     'autoscaling/v2': {'HorizontalPodAutoscaler'},
@@ -160,7 +161,7 @@ def every_workload_has_a_budget(cluster: Cluster) -> Found:
 @rule('reference')
 def references(cluster: Cluster) -> Found:
     """What pods refer to is here, or known to be in the cluster."""
-    for pod in cluster.pods:
+    for pod in cluster.all_pods:
         wanted = [('ServiceAccount', text(pod.spec, 'serviceAccountName'), False)]
         for volume in mappings(pod.spec, 'volumes'):
             wanted += [
@@ -188,7 +189,7 @@ _SOURCES = {
 @rule('reference-key')
 def keys_of_references(cluster: Cluster) -> Found:
     """A single value is there, too."""
-    for pod in cluster.pods:
+    for pod in cluster.all_pods:
         for container in pod.all_containers:
             for entry in mappings(container, 'env'):
                 reference = mapping(entry, 'valueFrom', 'configMapKeyRef')
@@ -204,7 +205,7 @@ def no_secret_in_the_open(cluster: Cluster) -> Found:
     for one in cluster.of('Secret'):
         yield one, 'is a secret among manifests'
     secret = re.compile(r'(?i)(_KEYS?|TOKEN|PASSWORD|SECRET)$')
-    for pod in cluster.pods:
+    for pod in cluster.all_pods:
         for container in pod.all_containers:
             for key, value in cluster.environment(pod, container).items():
                 if value and secret.search(key):
@@ -301,11 +302,22 @@ def documents_stay(cluster: Cluster) -> Found:
             yield one, 'does not keep its volumes'
 
 
+@rule('job')
+def jobs_end(cluster: Cluster) -> Found:
+    """A Job's pod may not be started again once it has done its work."""
+    for one in cluster.of('Job'):
+        if at(one, 'spec', 'template', 'spec', 'restartPolicy') not in ('OnFailure', 'Never'):
+            yield one, 'never ends: its restartPolicy is neither OnFailure nor Never'
+
+
 @rule('one-writer')
 def one_process_a_workspace(cluster: Cluster) -> Found:
-    """An indexer is one pod, with a volume of its own at its workspace."""
+    """An indexer is one pod, with a volume of its own at its workspace; one over Milvus keeps nothing."""
     for pod in cluster.pods:
         if pod.component == 'indexer':
+            elsewhere = [cluster.environment(pod, one).get('CLIPFLOW_MILVUS_URI') for one in pod.containers]
+            if all(elsewhere) and elsewhere:
+                continue
             if kind(pod.owner) != 'StatefulSet' or pod.replicas != 1 or cluster.scalers(pod.owner):
                 yield pod.owner, 'an indexer is a StatefulSet of one pod'
                 continue
@@ -344,10 +356,10 @@ def one_model(cluster: Cluster) -> Found:
 @rule('account')
 def account_without_token(cluster: Cluster) -> Found:
     """Each workload has an account of its own, and no token of it."""
-    users = Counter((pod.namespace, text(pod.spec, 'serviceAccountName')) for pod in cluster.pods)
-    for pod in cluster.pods:
+    users = Counter((pod.namespace, text(pod.spec, 'serviceAccountName')) for pod in cluster.all_pods)
+    for pod in cluster.all_pods:
         account = text(pod.spec, 'serviceAccountName')
-        components = {other.component for other in cluster.pods if text(other.spec, 'serviceAccountName') == account}
+        components = {one.component for one in cluster.all_pods if text(one.spec, 'serviceAccountName') == account}
         if not account or account == 'default' or (users[pod.namespace, account] > 1 and len(components) > 1):
             yield pod.owner, 'has no ServiceAccount of its own'
         if at(pod.spec, 'automountServiceAccountToken') is not False:

@@ -3,10 +3,16 @@
 Reads JSON from standard input, {"versions": [...], "objects": [...]}, and prints a list of sentences as JSON.
 """
 
+import functools
 import json
 import sys
 
 import kubernetes_validate
+from kubernetes_validate import utils
+
+# It reads its files anew for every object.
+utils.schema_contents = functools.cache(utils.schema_contents)
+utils.all_versions = functools.cache(utils.all_versions)
 
 given = json.load(sys.stdin)
 faults = []

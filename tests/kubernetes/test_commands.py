@@ -1,89 +1,27 @@
 """The commands, variables and probes of the manifests, as processes on this host."""
 
-import json
-import os
-import signal
-import subprocess
-import sys
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
+import numpy as np
 import pytest
 from docarray import Document
+from safetensors.numpy import load_file, save_file
 
-from clipflow import ROOT, probe
+from clipflow import ROOT
+from clipflow.errors import BY_CODE
 from clipflow_client import Client
-from service import free_port, until
+from service import png, until
 
-from .cluster import Cluster, Pod, at, text
-from .conftest import Objects
-from .test_images import FOLDERS, only
+from .processes import PROBES, Processes, Searches
 from .test_manifests import Build
-
-PROBES = ('startupProbe', 'readinessProbe', 'livenessProbe')
-
-
-class Processes:
-    """One process a pod, on ports of this host instead of addresses of its own."""
-
-    def __init__(self, objects: Objects, folder: Path) -> None:
-        cluster = Cluster(objects)
-        self.pods = {pod.component: pod for pod in cluster.pods}
-        self.ports = {name: {port: free_port() for port in set(pod.ports.values())} for name, pod in self.pods.items()}
-        self._folder = folder
-        self._running = {name: self._start(cluster, pod) for name, pod in self.pods.items()}
-
-    def _start(self, cluster: Cluster, pod: Pod) -> subprocess.Popen[bytes]:
-        room = pod.component
-        given = json.loads(only(room, 'ENTRYPOINT')) + [self._here(room, one) for one in pod.containers[0]['args']]
-        own = {'CLIPFLOW_RUNTIME': 'fake', 'CLIPFLOW_WORKSPACE': str(self._folder / 'data'), 'PYTHONPATH': str(ROOT)}
-        own |= {name: str(self._folder) for name in ('HOME', 'CLIPFLOW_CACHE', 'HF_HOME')}
-        environment = {name: value for name, value in os.environ.items() if not name.startswith('CLIPFLOW_')}
-        return subprocess.Popen(
-            [str(Path(sys.executable).with_name(given[0])), *given[1:]],
-            cwd=ROOT / FOLDERS[room],
-            env=environment | cluster.environment(pod, pod.containers[0]) | own,
-            stdout=(self._folder / f'{room}.log').open('wb'),
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-
-    def _here(self, room: str, given: str) -> str:
-        if given.isdigit() and int(given) in self.ports[room]:
-            return str(self.ports[room][int(given)])
-        if 'dns:///' in given:
-            return json.dumps({name: [f'dns:///localhost:{self.ports[name][8080]}'] for name in json.loads(given)})
-        return given
-
-    def passes(self, room: str, which: str) -> bool:
-        """Do one probe of a pod as the kubelet would."""
-        pod = self.pods[room]
-        asked = pod.containers[0][which]
-        if service := at(asked, 'grpc'):
-            return not probe.probe(f'127.0.0.1:{self.ports[room][service["port"]]}', service['service'])
-        port = self.ports[room][pod.ports[text(asked, 'httpGet', 'port')]]
-        try:
-            found = httpx.get(f'http://127.0.0.1:{port}{text(asked, "httpGet", "path")}', timeout=10, trust_env=False)
-        except httpx.HTTPError:
-            return False
-        return found.is_success
-
-    def end(self) -> dict[str, int]:
-        """SIGTERM to all, and how each ended."""
-        for process in self._running.values():
-            process.send_signal(signal.SIGTERM)
-        try:
-            return {name: process.wait(30) for name, process in self._running.items()}
-        finally:
-            for process in self._running.values():
-                process.kill()
 
 
 @pytest.fixture
 def processes(built: Build, tmp_path: Path) -> Iterator[Processes]:
-    running = Processes(built('dev'), tmp_path)
+    running = Processes(built('changing'), tmp_path)
     try:
         yield running
     except BaseException:
@@ -93,10 +31,53 @@ def processes(built: Build, tmp_path: Path) -> Iterator[Processes]:
         running.end()
 
 
-def test_a_service_starts_by_its_manifests_answers_its_probes_and_ends(processes: Processes) -> None:
+def another_model(folder: Path) -> Path:
+    """clip-mini with other weights."""
+    shutil.copytree(ROOT / 'models' / 'clip-mini', folder)
+    (weights,) = folder.glob('*.safetensors')
+    chance, tensors = np.random.default_rng(1), load_file(weights)
+    for called, value in tensors.items():
+        if called.endswith('_projection.weight'):
+            tensors[called] = value + (value.std() * chance.normal(size=value.shape)).astype(value.dtype)
+    save_file(tensors, weights, {'format': 'pt'})
+    return folder
+
+
+def test_a_service_starts_by_its_manifests_gets_another_model_by_jobs_and_ends(
+    processes: Processes, tmp_path: Path
+) -> None:
     everything: list[Any] = [(room, which) for room in processes.pods for which in PROBES]
     until(lambda: all(processes.passes(*one) for one in everything), 120, 'all probes pass')
-    with Client(f'127.0.0.1:{processes.ports["gateway"][51000]}') as client:
-        assert [outcome.error for outcome in client.index([Document(id='a', text='x')])] == [None]
-        assert [match.id for match in client.search('x')] == ['a']
+    model = another_model(tmp_path / 'other')
+    processes.own |= {'NEXT_MODEL': str(model)}
+    address = f'127.0.0.1:{processes.ports["gateway"][51000]}'
+    with Client(address) as client, Searches(address, retries=0) as once, Searches(address, retries=100) as again:
+        docs = [Document(id=f'd{number}', text=f'a text about {number}') for number in range(50)]
+        docs += [Document(id=colour, blob=png(colour)) for colour in ('red', 'green', 'blue')]
+        assert {outcome.error for outcome in client.index(docs)} == {None}
+        assert '53 documents are embedded' in processes.run('reindex-prepare')
+        # What comes or goes after that is taken by the second Job.
+        client.index([Document(id='late', text='a late text')])
+        client.delete(['d0'])
+        assert set(once.codes) == {''}
+
+        assert processes.stop('indexer') == [0]
+        assert '53 documents are under the model' in processes.run('reindex-switch')
+        processes.own |= {'CLIPFLOW_MODEL': str(model)}
+        processes.start('indexer')
+        # The indexer has the new model, and the encoder not yet.
+        until(lambda: 'not-ready' in once.codes, 60, 'a search is told that the models differ')
+        others = ('encoder', 'preprocessor', 'ranker')
+        assert processes.stop(*others) == [0, 0, 0]
+        for room in others:
+            processes.start(room)
+        until(lambda: set(once.codes[-20:]) == {''}, 120, 'searches are answered')
+        stages = client.status()
+        assert stages['encoder']['model'] == stages['indexer']['model'] == 'other'
+        kept = ({doc.id for doc in docs} | {'late'}) - {'d0'}
+        assert set(client.get(sorted(kept))) == kept
+        assert [client.search(query)[0].id for query in ('a text about 7', png('red'))] == ['d7', 'red']
+    # Nobody was told what may not be tried again, and who tries again was told nothing.
+    assert all(BY_CODE[code].retryable for code in set(once.codes) - {''}), set(once.codes)
+    assert set(again.codes) == {''}
     assert processes.end() == dict.fromkeys(processes.pods, 0)

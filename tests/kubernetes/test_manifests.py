@@ -85,8 +85,8 @@ def test_every_file_of_a_component_is_used(kustomize: Callable[[Path], Objects])
 
 
 def test_images_are_of_this_version(built: Build) -> None:
-    for chosen in ('base', 'sharded', 'production'):
-        images = [text for pod in Cluster(built(chosen)).pods for text in [pod.containers[0]['image']]]
+    for chosen in ('base', 'sharded', 'production', 'reindex'):
+        images = [text for pod in Cluster(built(chosen)).all_pods for text in [pod.containers[0]['image']]]
         assert {text.rpartition(':')[2] for text in images} == {__version__}
     # An entry of `images:` that matches nothing would pass in silence.
     assert [
@@ -103,7 +103,7 @@ def test_every_variable_is_one_that_is_read(built: Build) -> None:
         cluster = Cluster(built(chosen))
         given = {
             variable
-            for pod in cluster.pods
+            for pod in cluster.all_pods
             for part in pod.containers
             for variable in [*cluster.environment(pod, part), *(entry['name'] for entry in mappings(part, 'env'))]
             if variable.startswith(settings.PREFIX)
@@ -146,6 +146,20 @@ def test_three_shards_take_the_place_of_one_indexer(built: Build) -> None:
     assert len(objects) == len(built('base')) + 6
 
 
+def test_an_indexer_over_milvus_keeps_nothing_and_gets_its_token_from_a_secret(built: Build) -> None:
+    objects = built('milvus')
+    assert not any(kind(entry) == 'StatefulSet' for entry in objects)
+    indexer = container(objects, 'Deployment/indexer')
+    assert indexer['image'] == f'clipflow-milvus-indexer:{__version__}'
+    assert {mount['mountPath'] for mount in indexer['volumeMounts']} == {'/tmp', '/cache'}
+    (token,) = (entry for entry in indexer['env'] if entry['name'] == 'CLIPFLOW_MILVUS_TOKEN')
+    assert 'value' not in token
+    assert token['valueFrom']['secretKeyRef']['name'] == 'clipflow-milvus'
+    (address,) = (at(entry, 'data', 'uri') for entry in objects if name(entry).startswith('clipflow-milvus-'))
+    port = at(one(objects, 'NetworkPolicy/indexer-to-milvus'), 'spec', 'egress')[0]['ports'][0]['port']
+    assert address.endswith(f':{port}')
+
+
 def test_a_gpu_is_one_card_a_replica(built: Build) -> None:
     encoder = container(built('gpu'), 'Deployment/encoder')
     assert encoder['resources']['limits']['nvidia.com/gpu'] == '1'
@@ -170,6 +184,15 @@ def test_models_come_from_the_volume(built: Build) -> None:
     mounted = {pod.component for pod in cluster.pods if '/models' in str(pod.containers[0]['volumeMounts'])}
     assert mounted == set(OURS) - {'gateway'}
     assert {homes[stage] for stage in mounted} == {'/models'}
+
+
+def test_jobs_that_change_the_model_have_the_volume_of_models_and_of_the_indexer(built: Build) -> None:
+    for called in ('prepare', 'switch'):
+        job = one(built('changing'), f'Job/reindex-{called}')
+        mounted = {at(entry, 'mountPath') for entry in container([job], f'Job/reindex-{called}')['volumeMounts']}
+        assert {'/models', '/data'} <= mounted
+        assert ('--prepare' in container([job], f'Job/reindex-{called}')['args']) is (called == 'prepare')
+        assert (job['spec'].get('suspend') is True) is (called == 'switch')
 
 
 def test_alerts_and_scalers_ask_for_metrics_that_there_are(built: Build) -> None:

@@ -88,7 +88,7 @@ def test_a_bad_document_fails_alone(embedder: Embedder, mini: ModelSpec) -> None
     assert codes == {
         'good': None,
         'unprepared': 'invalid-document',
-        'foreign': 'model-mismatch',
+        'foreign': 'not-ready',
         'raw': 'model-mismatch',
         'earlier': 'too-large',
         'empty': None,

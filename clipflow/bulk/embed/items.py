@@ -88,7 +88,7 @@ class Part:
 
 
 class Reader(Protocol):
-    """Input of one kind."""
+    """Input of one kind. Pickled, it can `read`, and holds no more than it needs for that."""
 
     captions: bool
     """Whether items have captions; known once `scan` is through."""

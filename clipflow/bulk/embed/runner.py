@@ -10,7 +10,8 @@ from typing import Any, Protocol
 from clipflow.bulk.embed.worker import Done, Failed, Job, Message, Progress, Ready, work
 from clipflow.errors import Internal, InvalidParameter, from_code
 
-_TRIES = 2
+TRIES = 2
+"""How often a partition is begun at which a process dies."""
 _RANKS = (('SLURM_PROCID', 'SLURM_NTASKS'), ('RANK', 'WORLD_SIZE'))
 _SECONDS_TO_STOP = 5.0
 
@@ -71,6 +72,14 @@ class _Worker:
     counted: tuple[int, int] = field(default=(0, 0))
 
 
+def lost(numbers: Sequence[int]) -> Internal:
+    """What is said of partitions that were given up."""
+    return Internal(
+        f'a process died {TRIES} times at partition {", ".join(map(str, numbers))}; the rest is done. Is there enough '
+        'memory, or does a picture crash the decoder? The same command tries again'
+    )
+
+
 class _Run:
     def __init__(self, job: Job, numbers: Sequence[int], watch: Watch) -> None:
         self._job = job
@@ -89,11 +98,7 @@ class _Run:
         finally:
             self._stop()
         if self._lost:
-            numbers = ', '.join(map(str, self._lost))
-            raise Internal(
-                f'a process died {_TRIES} times at partition {numbers}; the rest is done. Is there enough memory, or '
-                'does a picture crash the decoder? The same command tries again'
-            )
+            raise lost(self._lost)
 
     def _start(self) -> None:
         context = multiprocessing.get_context('spawn')
@@ -148,7 +153,7 @@ class _Run:
             raise Internal(f'a process died before it could begin ({how}); is there enough memory for its model?')
         items, failed = worker.counted
         self._watch.moved(-items, -failed)
-        if self._tries[worker.number] < _TRIES:
+        if self._tries[worker.number] < TRIES:
             self._watch.warn(f'a process died ({how}) in partition {worker.number}, which begins again')
             self._waiting.insert(0, worker.number)
         else:

@@ -80,6 +80,10 @@ class Folder:
             self.captions |= bool(entry[1])
             yield Place(self._url, row, 0, entry)
 
+    def __reduce__(self) -> tuple[type['Folder'], tuple[str]]:
+        # To other processes it goes without the list of all files, which only planning needs.
+        return Folder, (self._url,)
+
     def read(self, piece: Range) -> Iterator[Item | Fault]:
         """See `items.Reader`."""
         system, _ = storage.located(piece.source)

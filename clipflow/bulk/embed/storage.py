@@ -101,7 +101,10 @@ def content_at(system: Any, path: str) -> bytes:
 
 
 def listed(url: str) -> dict[str, int]:
-    """All files below a folder, hidden ones and those in hidden folders left out, with their sizes."""
+    """All files below a folder, hidden ones and those in hidden folders left out, with their sizes.
+
+    Pipes and sockets are no files: nobody may ever write to them.
+    """
     system, root = located(url)
     with reading(url):
         found = system.find(root, detail=True)
@@ -109,6 +112,7 @@ def listed(url: str) -> dict[str, int]:
         name: int(info.get('size') or 0)
         for name, info in sorted(found.items())
         if not any(part.startswith('.') or part == '__MACOSX' for part in name[len(root) :].split('/'))
+        and (info.get('type') != 'other' or info.get('islink'))
     }
 
 

@@ -8,13 +8,13 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
 from itertools import repeat
 from typing import Any
 
+from clipflow.bulk.arrow import arrow, parquet
 from clipflow.bulk.embed import storage
 from clipflow.bulk.embed.items import Content, Fault, Item, Place, Range
-from clipflow.errors import InvalidDocument, InvalidParameter, Unavailable
+from clipflow.errors import InvalidDocument, InvalidParameter
 
 _PICTURES = (
     'image',
@@ -31,6 +31,7 @@ _PICTURES = (
 )
 _CAPTIONS = ('caption', 'text', 'captions', 'title', 'sentence', 'sentences')
 _ROWS = 1000
+_ALL = 2**62
 csv.field_size_limit(2**31 - 1)
 
 Row = dict[str, Any]
@@ -101,6 +102,29 @@ class Tables:
             except InvalidDocument as error:
                 yield Fault(url, error.message)
 
+    def metadata(self) -> list[str]:
+        """Names of the columns that are neither pictures nor captions, of all tables."""
+        found = dict[str, None]()
+        for url in self._urls:
+            names = _kind(url).names(url)
+            found |= dict.fromkeys(name for name in names if name not in self._columns.of(names, url))
+        return list(found)
+
+    def fields(self) -> Iterator[tuple[Any, str | None, Row]]:
+        """Of every row what is in its column of pictures, its caption, and the metadata.
+
+        Raises:
+            InvalidParameter: a table has not the columns.
+            InvalidDocument: it cannot be read.
+        """
+        for url in self._urls:
+            kind = _kind(url)
+            picture, caption = self._columns.of(kind.names(url), url)
+            first = next(iter(kind.offsets(url)), 0)
+            for row in kind.rows(Range(url, 0, _ALL, first)):
+                text = _caption(row, caption)
+                yield row.pop(picture, None), text, row
+
     def read(self, piece: Range) -> Iterator[Item | Fault]:
         """See `items.Reader`."""
         kind = _kind(piece.source)
@@ -115,11 +139,7 @@ class Tables:
 
 
 def _item(fields: Row, picture: str, caption: str | None, source: str, name: str) -> Item | Fault:
-    held = fields.pop(picture, None)
-    said = fields.pop(caption, None) if caption else None
-    text = said if isinstance(said, str) and said else None
-    if isinstance(said, list) and said and isinstance(said[0], str):
-        text, fields[str(caption)] = said[0], said
+    held, text = fields.pop(picture, None), _caption(fields, caption)
     if isinstance(held, dict):
         path, held = held.get('path'), held.get('bytes') or held.get('path')
         fields |= {'path': path} if path else {}
@@ -129,6 +149,14 @@ def _item(fields: Row, picture: str, caption: str | None, source: str, name: str
         return Item(name, partial(Content, held, text, fields))
     uri = str(held)
     return Item(uri, lambda: Content(storage.content(_absolute(uri, source)), text, fields))
+
+
+def _caption(fields: Row, name: str | None) -> str | None:
+    """Take the caption out; where there are several, the first, and all stay."""
+    said = fields.pop(name, None) if name else None
+    if isinstance(said, list) and said and isinstance(said[0], str):
+        fields[str(name)], said = said, said[0]
+    return said if isinstance(said, str) and said else None
 
 
 def _absolute(uri: str, source: str) -> str:
@@ -185,16 +213,16 @@ class _Parquet:
 
     def names(self, url: str) -> list[str]:
         with storage.reading(url), storage.opened(url) as file:
-            return list(_arrow('pyarrow.parquet').ParquetFile(file).schema_arrow.names)
+            return list(parquet().ParquetFile(file).schema_arrow.names)
 
     def offsets(self, url: str) -> Iterator[int]:
         with storage.reading(url), storage.opened(url) as file:
-            count = _arrow('pyarrow.parquet').ParquetFile(file).metadata.num_rows
+            count = parquet().ParquetFile(file).metadata.num_rows
         return repeat(0, count)
 
     def rows(self, piece: Range) -> Iterator[Row]:
         with storage.reading(piece.source), storage.opened(piece.source) as file:
-            table = _arrow('pyarrow.parquet').ParquetFile(file)
+            table = parquet().ParquetFile(file)
             first, groups = 0, list[int]()
             skipped = 0
             for group in range(table.num_row_groups):
@@ -212,16 +240,16 @@ class _Arrow:
 
     def names(self, url: str) -> list[str]:
         with storage.reading(url), storage.opened(url) as file:
-            return list(_arrow('pyarrow.ipc').open_stream(file).schema.names)
+            return list(arrow('pyarrow.ipc').open_stream(file).schema.names)
 
     def offsets(self, url: str) -> Iterator[int]:
         with storage.reading(url), storage.opened(url) as file:
-            for batch in _arrow('pyarrow.ipc').open_stream(file):
+            for batch in arrow('pyarrow.ipc').open_stream(file):
                 yield from (0 for _ in range(batch.num_rows))
 
     def rows(self, piece: Range) -> Iterator[Row]:
         with storage.reading(piece.source), storage.opened(piece.source) as file:
-            yield from _sliced(_arrow('pyarrow.ipc').open_stream(file), 0, piece)
+            yield from _sliced(arrow('pyarrow.ipc').open_stream(file), 0, piece)
 
 
 def _sliced(batches: Any, first: int, piece: Range) -> Iterator[Row]:
@@ -240,13 +268,6 @@ def _kind(url: str) -> '_Csv | _Parquet | _Arrow':
     if suffix in ('parquet', 'arrow'):
         return _Parquet() if suffix == 'parquet' else _Arrow()
     return _Csv(url)
-
-
-def _arrow(name: str) -> Any:
-    try:
-        return import_module(name)
-    except ImportError:
-        raise Unavailable("parquet and Arrow files need pyarrow: pip install 'clipflow[bulk]'") from None
 
 
 def of_dataset(url: str, columns: Columns) -> Tables | None:

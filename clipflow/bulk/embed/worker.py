@@ -10,10 +10,8 @@ from pathlib import Path
 from clipflow.bulk.embed import plan as plans
 from clipflow.bulk.embed import writer
 from clipflow.bulk.embed.items import Fault, Item, Part, Reader
-from clipflow.bulk.embed.mapper import Mapper, Moved
+from clipflow.bulk.embed.mapper import Mapped, Mapper, Moved
 from clipflow.bulk.embed.plan import Plan
-from clipflow.bulk.embed.readers import open_input
-from clipflow.bulk.embed.tables import Columns
 from clipflow.bulk.embed.writer import Writer
 from clipflow.errors import ClipflowError, InvalidDocument
 from clipflow.settings import EncoderSettings, PreprocessorSettings
@@ -27,15 +25,15 @@ class Job:
     Attributes:
         folder: of the output.
         plan: of the work.
-        columns: of tables.
+        reader: of the input; without what only planning has to know.
         encoding: how the model runs.
         reading: limits of pictures and texts.
-        processes: how many share the machine.
+        processes: how many share the machine; with Ray, how many models there are, 0 for as many as GPUs.
     """
 
     folder: Path
     plan: Plan
-    columns: Columns
+    reader: Reader
     encoding: EncoderSettings
     reading: PreprocessorSettings
     processes: int = 1
@@ -86,11 +84,16 @@ def items_of(reader: Reader, part: Part) -> Iterator[Item | Fault]:
             yield Fault(piece.source, f'{error.message}; {lost:,} items from there are lost')
 
 
-def embed(job: Job, mapper: Mapper, reader: Reader, number: int, moved: Moved) -> None:
+def embed(job: Job, mapper: Mapper, number: int, moved: Moved) -> None:
     """Embed one partition and write it."""
     begun = time.time()
     part = plans.part(job.folder, job.plan, number)
-    mapped = mapper.map(items_of(reader, part), job.plan.texts, moved)
+    mapped = mapper.map(items_of(job.reader, part), job.plan.texts, moved)
+    write(job, number, mapped, mapper.encoder.dimension, begun)
+
+
+def write(job: Job, number: int, mapped: Mapped, dimension: int, begun: float) -> None:
+    """Write a partition that was begun at a time; raises what `Writer` does."""
     ended = time.time()
     timings = {
         'start_time': begun,
@@ -99,7 +102,7 @@ def embed(job: Job, mapper: Mapper, reader: Reader, number: int, moved: Moved) -
         'inference_duration': mapped.encode_seconds,
         'total_duration': ended - begun,
     }
-    Writer(job.folder, job.plan, mapper.dimension).write(number, mapped, timings)
+    Writer(job.folder, job.plan, dimension).write(number, mapped, timings)
 
 
 def work(connection: Connection, job: Job) -> None:
@@ -109,13 +112,12 @@ def work(connection: Connection, job: Job) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        reader = open_input(job.plan.input, job.columns)
         with Mapper(load_spec(job.encoding.model), job.encoding, job.reading, job.processes) as mapper:
-            writer.agree(job.folder, mapper.description)
+            writer.agree(job.folder, mapper.encoder.description)
             connection.send(Ready())
             while True:
                 number = connection.recv()
-                embed(job, mapper, reader, number, lambda items, failed: connection.send(Progress(items, failed)))
+                embed(job, mapper, number, lambda items, failed: connection.send(Progress(items, failed)))
                 connection.send(Done(number))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return

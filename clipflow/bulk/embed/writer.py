@@ -19,17 +19,18 @@ import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from clipflow.bulk.arrow import arrow, parquet
+from clipflow.bulk.embed.decoding import Row
 from clipflow.bulk.embed.items import Fault
-from clipflow.bulk.embed.mapper import Mapped, Row
+from clipflow.bulk.embed.mapper import Mapped
 from clipflow.bulk.embed.plan import Plan
-from clipflow.errors import ModelMismatch, ReadOnly, StorageFull, Unavailable
+from clipflow.errors import ModelMismatch, ReadOnly, StorageFull
 from clipflow.files import replaced
 
 _OWN = ('image_path', 'caption', 'metadata')
@@ -53,7 +54,7 @@ class Writer:
         self._folder = folder
         self._plan = plan
         self._dimension = dimension
-        _arrow()
+        arrow()
 
     def write(self, number: int, mapped: Mapped, timings: dict[str, float]) -> None:
         """Write partition `number`, over what an earlier run may have left of it.
@@ -62,7 +63,7 @@ class Writer:
             StorageFull, ReadOnly: it cannot be written; nothing of it counts.
         """
         name = self._plan.name(number)
-        with _translated(self._folder):
+        with translated(self._folder):
             made = Path(tempfile.mkdtemp(prefix=f'.partition-{name}-', dir=self._folder))
             try:
                 files = dict(self._made(made, name, mapped))
@@ -93,11 +94,11 @@ class Writer:
             ('failures', failures(mapped.faults)),
         ):
             with _synced(made / folder) as file:
-                _parquet().write_table(table(columns), file)
+                parquet().write_table(table(columns), file)
             yield f'{folder}/{folder}_{name}.parquet', made / folder
 
     def _matrix(self, vectors: Sequence[NDArray[np.float16]]) -> NDArray[np.float16]:
-        return np.stack(vectors) if vectors else np.empty((0, self._dimension), np.float16)
+        return np.concatenate(vectors) if vectors else np.empty((0, self._dimension), np.float16)
 
 
 def metadata(rows: Sequence[Row], texts: bool) -> Columns:
@@ -108,7 +109,9 @@ def metadata(rows: Sequence[Row], texts: bool) -> Columns:
     for place, row in enumerate(rows):
         for name, value in _flat(row.metadata, ''):
             if name not in _OWN:
-                columns.setdefault(name, [None] * len(rows))[place] = value
+                if name not in columns:
+                    columns[name] = [None] * len(rows)
+                columns[name][place] = value
     return columns
 
 
@@ -132,15 +135,15 @@ def failures(faults: Iterable[Fault]) -> Columns:
 
 def table(columns: Columns) -> Any:
     """A table of Arrow; a column whose values are of several kinds holds them as JSON."""
-    arrow = _arrow()
+    arrays = arrow()
     made = {}
     for name, values in columns.items():
         text = name in ('image_path', 'caption', 'key', 'reason')
         try:
-            made[name] = arrow.array(values, arrow.string() if text else None)
-        except (arrow.ArrowException, UnicodeError, OverflowError):
-            made[name] = arrow.array([None if value is None else _text(value) for value in values], arrow.string())
-    return arrow.table(made)
+            made[name] = arrays.array(values, arrays.string() if text else None)
+        except (arrays.ArrowException, UnicodeError, OverflowError):
+            made[name] = arrays.array([None if value is None else _text(value) for value in values], arrays.string())
+    return arrays.table(made)
 
 
 def _text(value: Any) -> str:
@@ -210,15 +213,15 @@ def finish(folder: Path, plan: Plan, model: str) -> dict[str, Any]:
         What is in the manifest.
     """
     totals = dict.fromkeys(('sample_count', 'failures', 'without_caption'), 0)
-    arrow, parquet = _arrow(), _parquet()
-    schema = arrow.schema([('key', arrow.string()), ('reason', arrow.string()), ('embedded', arrow.bool_())])
+    arrays, tables = arrow(), parquet()
+    schema = arrays.schema([('key', arrays.string()), ('reason', arrays.string()), ('embedded', arrays.bool_())])
     gathered = folder / f'.failures-{uuid.uuid4().hex}'
-    with _translated(folder):
-        with _synced(gathered) as file, parquet.ParquetWriter(file, schema) as out:
+    with translated(folder):
+        with _synced(gathered) as file, tables.ParquetWriter(file, schema) as out:
             for number in range(plan.partitions):
                 stats = _stats(folder, plan.name(number))
                 totals = {name: count + stats[name] for name, count in totals.items()}
-                found = parquet.read_table(folder / 'failures' / f'failures_{plan.name(number)}.parquet')
+                found = tables.read_table(folder / 'failures' / f'failures_{plan.name(number)}.parquet')
                 if found.num_rows:
                     out.write_table(found.cast(schema))
         os.replace(gathered, folder / 'failures.parquet')
@@ -238,7 +241,8 @@ def _synced(path: Path) -> Iterator[Any]:
 
 
 @contextmanager
-def _translated(folder: Path) -> Iterator[None]:
+def translated(folder: Path) -> Iterator[None]:
+    """What goes wrong with files inside becomes one sentence; raises StorageFull, ReadOnly."""
     try:
         yield
     except OSError as error:
@@ -247,15 +251,3 @@ def _translated(folder: Path) -> Iterator[None]:
                 f'no space is left for {folder}; make some, and run the same command again: what is done stays'
             ) from None
         raise ReadOnly(f'{folder} cannot be written: {error.strerror or error}') from None
-
-
-def _arrow() -> Any:
-    try:
-        return import_module('pyarrow')
-    except ImportError:
-        raise Unavailable("parquet files need pyarrow; install it with: pip install 'clipflow[bulk]'") from None
-
-
-def _parquet() -> Any:
-    _arrow()
-    return import_module('pyarrow.parquet')

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -172,6 +173,31 @@ def test_an_interrupted_run_counts_for_nothing_and_the_next_goes_on(
     # What was stored before was not stored again.
     assert state['snapshot'] == COUNT
     assert [path.name for path in tmp_path.glob('indexer-*')] == [generations.current(tmp_path).name]
+
+
+def test_when_learning_fails_storing_is_given_up_and_the_next_run_goes_on(
+    folder: Path, loaded: list[list[tuple[str, float]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, '_TOGETHER', 500)
+    begun, failing = threading.Event(), threading.Event()
+
+    def fail(*_: object) -> None:
+        assert begun.wait(30)
+        failing.set()
+        raise StorageFull('no space')
+
+    def wait(phase: str, count: int) -> None:
+        # The first batch is stored; what fails meanwhile is heard with the next one at the latest.
+        begun.set()
+        assert failing.wait(30)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(build, '_learn', fail)
+        with pytest.raises(StorageFull):
+            build.build_workspace(Mapped(folder), tmp_path, SPEC, Wanted('ivf'), shards=1, told=wait)
+    assert build.documents_in(tmp_path) == 0
+    built(folder, tmp_path, kind='ivf')
+    assert results(tmp_path, 1, Wanted('ivf'))[0] == loaded
 
 
 def test_a_shard_that_is_done_is_not_made_again(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,9 @@ import gc
 import hashlib
 import json
 import os
+import re
 import resource
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,13 +20,15 @@ from clipflow import ROOT
 from clipflow.bulk import exchange
 from clipflow.bulk.embed import plan as plans
 from clipflow.bulk.embed import runner, worker, writer
+from clipflow.bulk.embed.decoding import Row
 from clipflow.bulk.embed.items import Fault
-from clipflow.bulk.embed.mapper import NO_CAPTION, Mapper, Row
+from clipflow.bulk.embed.mapper import NO_CAPTION, Mapper
 from clipflow.bulk.embed.plan import Plan
 from clipflow.bulk.embed.readers import open_input
 from clipflow.bulk.embed.runner import Rank
 from clipflow.bulk.embed.tables import Columns
 from clipflow.bulk.embed.worker import Job
+from clipflow.cli import main
 from clipflow.errors import ClipflowError, Conflict, InvalidParameter, ModelMismatch, NotFound, StorageFull
 from clipflow.settings import EncoderSettings, PreprocessorSettings
 from clipflow.weights import load_spec
@@ -48,15 +52,15 @@ def begun(pattern: str, out: Path, size: int = 5, **changes: Any) -> Job:
     keep = changes.pop('keep', False)
     given: dict[str, Any] = {'fingerprint': SPEC.fingerprint, 'partition_size': size, 'texts': True} | changes
     wanted = Plan(pattern, reader.digest(), **given)
-    return Job(out, plans.planned(out, wanted, reader, keep=keep), Columns(), ENCODING, PreprocessorSettings())
+    return Job(out, plans.planned(out, wanted, reader, keep=keep), reader, ENCODING, PreprocessorSettings())
 
 
 def embed(mapper: Mapper, pattern: str, out: Path, size: int = 5) -> dict[str, Any]:
     """All that a run does, in this process; returns the manifest."""
     job = begun(pattern, out, size)
-    writer.agree(out, mapper.description)
+    writer.agree(out, mapper.encoder.description)
     for number in writer.unfinished(out, job.plan):
-        worker.embed(job, mapper, open_input(pattern, Columns()), number, lambda items, failed: None)
+        worker.embed(job, mapper, number, lambda items, failed: None)
     assert writer.unfinished(out, job.plan) == []
     return writer.finish(out, job.plan, 'clip-mini')
 
@@ -96,10 +100,10 @@ def test_a_folder_a_zip_file_shards_and_tables_give_the_same_vectors(mapper: Map
     for pattern, out in zip(patterns, outs, strict=True):
         assert embed(mapper, pattern, out)['sample_count'] == COUNT
     for tower in ('img_emb', 'text_emb'):
-        first = vectors(outs[0], tower)
-        assert len(np.unique(first, axis=0)) == COUNT
-        for out in outs[1:]:
-            np.testing.assert_array_equal(vectors(out, tower), first)
+        assert len(np.unique(vectors(outs[0], tower), axis=0)) == COUNT
+        for number in range(5):
+            files_of = [out / tower / f'{tower}_{number}.npy' for out in outs]
+            assert len({path.read_bytes() for path in files_of}) == 1
     assert [row['caption'] for row in rows(outs[4])] == [caption(n) for n in range(COUNT)]
 
 
@@ -112,7 +116,7 @@ def test_the_layout_is_that_of_clip_retrieval(mapper: Mapper, tmp_path: Path) ->
     assert sorted(path.stem for path in (tmp_path / 'out' / 'stats').iterdir()) == numbers
     for tower in ('img_emb', 'text_emb'):
         found = vectors(tmp_path / 'out', tower)
-        assert (found.dtype, found.shape) == (np.float16, (COUNT, mapper.dimension))
+        assert (found.dtype, found.shape) == (np.float16, (COUNT, mapper.encoder.dimension))
         assert np.abs(np.linalg.norm(found.astype(np.float64), axis=1) - 1).max() < 1e-3
     assert rows(tmp_path / 'out')[7] == {
         'image_path': '007.jpg',
@@ -178,7 +182,7 @@ def test_a_partition_of_nothing_but_damage_is_empty_and_keeps_its_place(mapper: 
     files = inputs.files(9) | {f'{name(n)}.jpg': b'damaged' for n in (3, 4, 5)}
     manifest = embed(mapper, str(inputs.zipped(tmp_path / 'x.zip', files)), tmp_path / 'out', size=3)
     assert (manifest['sample_count'], manifest['failures']) == (6, 3)
-    assert np.load(tmp_path / 'out' / 'img_emb' / 'img_emb_1.npy').shape == (0, mapper.dimension)
+    assert np.load(tmp_path / 'out' / 'img_emb' / 'img_emb_1.npy').shape == (0, mapper.encoder.dimension)
     assert sum(len(block) for block in exchange.read(tmp_path / 'out')) == 6
 
 
@@ -241,7 +245,7 @@ def test_the_order_of_partitions_makes_no_difference(mapper: Mapper, tmp_path: P
     embed(mapper, pattern, tmp_path / 'forth')
     job = begun(pattern, tmp_path / 'back')
     for number in reversed(range(5)):
-        worker.embed(job, mapper, open_input(pattern, Columns()), number, lambda items, failed: None)
+        worker.embed(job, mapper, number, lambda items, failed: None)
     embed(mapper, pattern, tmp_path / 'back')
     assert contents(tmp_path / 'back').keys() == contents(tmp_path / 'forth').keys()
     for file, digest in contents(tmp_path / 'forth').items():
@@ -303,7 +307,7 @@ def test_a_full_disk_is_said_and_what_was_done_stays(
 ) -> None:
     pattern, out = str(inputs.zipped(tmp_path / 'x.zip', inputs.files())), tmp_path / 'out'
     job = begun(pattern, out)
-    worker.embed(job, mapper, open_input(pattern, Columns()), 0, lambda items, failed: None)
+    worker.embed(job, mapper, 0, lambda items, failed: None)
     with monkeypatch.context() as patch:
 
         def full(descriptor: int) -> None:
@@ -311,21 +315,86 @@ def test_a_full_disk_is_said_and_what_was_done_stays(
 
         patch.setattr(os, 'fsync', full)
         with pytest.raises(StorageFull, match='what is done stays'):
-            worker.embed(job, mapper, open_input(pattern, Columns()), 1, lambda items, failed: None)
+            worker.embed(job, mapper, 1, lambda items, failed: None)
     assert writer.unfinished(out, job.plan) == [1, 2, 3, 4]
     assert [path.name for path in out.iterdir() if path.name.startswith('.')] == []
     assert embed(mapper, pattern, out)['sample_count'] == COUNT
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 512 kB; only root can make one."""
+    place = tmp_path / 'small'
+    place.mkdir()
+    mount = ['mount', '-t', 'tmpfs', '-o', 'size=512k', 'tmpfs', str(place)]
+    done = subprocess.run(mount, capture_output=True, text=True, check=False, timeout=30)
+    if done.returncode:
+        pytest.skip(f'no file system can be mounted here: {done.stderr.strip()}')
+    yield place
+    subprocess.run(['umount', '-l', str(place)], check=True, timeout=30)
+
+
+def test_on_a_disk_that_is_really_full_the_same_command_goes_on_when_there_is_space(
+    mapper: Mapper, tmp_path: Path, small_disk: Path
+) -> None:
+    pattern, out = str(inputs.zipped(tmp_path / 'x.zip', inputs.files())), small_disk / 'out'
+    embed(mapper, pattern, tmp_path / 'expected')
+    job = begun(pattern, out)
+    writer.agree(out, mapper.encoder.description)
+    worker.embed(job, mapper, 0, lambda items, failed: None)
+    free = os.statvfs(small_disk)
+    (small_disk / 'filling').write_bytes(bytes(free.f_bavail * free.f_frsize))
+    with pytest.raises(StorageFull, match='what is done stays'):
+        embed(mapper, pattern, out)
+    (small_disk / 'filling').unlink()
+    assert writer.unfinished(out, job.plan) == [1, 2, 3, 4]
+    embed(mapper, pattern, out)
+    assert contents(out) == contents(tmp_path / 'expected')
+
+
+@pytest.mark.parametrize(
+    ('options', 'sentence'),
+    [
+        (['absent.zip', '--out', 'out'], 'not-found: .*there is no such file or folder'),
+        (['empty', '--out', 'out'], 'not-found: .*holds no pictures'),
+        (['notes.md', '--out', 'out'], 'invalid-parameter: .*is neither a folder, nor'),
+        (['second.zip', '--out', 'begun'], 'conflict: .*was begun with the input .*first.zip'),
+        (['first.zip', '--out', 'begun', '--partition-size', '3'], 'conflict: .*--partition-size 5; give the same'),
+        (['first.zip', '--out', 'other'], 'model-mismatch: .*another model'),
+        (['first.zip', '--out', 'notes.md'], 'invalid-parameter: .*is a file; name a folder'),
+        (['first.zip', '--out', 'full'], 'invalid-parameter: .*is not empty'),
+        (['first.zip', '--out', 'begun', '--partition-size', '0'], 'invalid-parameter: .*at least 1'),
+    ],
+)
+def test_the_command_says_in_one_line_what_is_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, options: list[str], sentence: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name_of, count in (('first', 1), ('second', 2)):
+        inputs.zipped(tmp_path / f'{name_of}.zip', inputs.files(count))
+    for folder in ('empty', 'full'):
+        (tmp_path / folder).mkdir()
+    for file in ('notes.md', 'full/thesis.txt'):
+        (tmp_path / file).touch()
+    begun(str(tmp_path / 'first.zip'), tmp_path / 'begun')
+    begun(str(tmp_path / 'first.zip'), tmp_path / 'other', fingerprint='another')
+    before = contents(tmp_path)
+    size = [] if '--partition-size' in options else ['--partition-size', '5']
+    assert main.main(['embed', *options, *size]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(f'clipflow: {sentence}.*', line)
+    assert contents(tmp_path) == before
 
 
 @long
 def test_many_partitions_take_no_more_memory_than_few(mapper: Mapper, tmp_path: Path) -> None:
     pattern, out = str(inputs.zipped(tmp_path / 'x.zip', inputs.files())), tmp_path / 'out'
     embed(mapper, pattern, out)
-    job, reader = begun(pattern, out), open_input(pattern, Columns())
+    job = begun(pattern, out)
 
     def resident() -> int:
         for number in range(5):
-            worker.embed(job, mapper, reader, number, lambda items, failed: None)
+            worker.embed(job, mapper, number, lambda items, failed: None)
         gc.collect()
         return int(Path('/proc/self/statm').read_text().split()[1]) * resource.getpagesize()
 

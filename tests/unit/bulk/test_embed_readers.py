@@ -198,6 +198,19 @@ def test_a_file_that_may_not_be_read_is_a_fault(tmp_path: Path) -> None:
     assert 'Permission denied' in faults[0].reason
 
 
+def test_what_looks_like_a_file_and_cannot_be_read_is_a_fault(tmp_path: Path) -> None:
+    folder = inputs.folder(tmp_path / 'folder', inputs.files(1))
+    # Root, too, is refused the first: a process has no memory at address 0.
+    for link, target in (('1.jpg', '/proc/self/mem'), ('2.jpg', 'nowhere'), ('3.jpg', '3.jpg')):
+        (folder / link).symlink_to(target)
+    os.mkfifo(folder / '4.jpg')
+    (folder / '5.jpg').mkdir()
+    contents, faults = read(str(folder))
+    assert list(contents) == [f'{folder}/000.jpg']
+    assert [fault.key for fault in faults] == [f'{folder}/{n}.jpg' for n in (1, 2, 3)]
+    assert all('cannot be read: ' in fault.reason for fault in faults)
+
+
 def test_captions_and_metadata_that_are_none_are_faults(tmp_path: Path) -> None:
     files = inputs.files(4) | {'000.txt': b'\xff\xfe', '001.json': b'[1]', '002.json': b'{'}
     contents, faults = read(str(inputs.zipped(tmp_path / 'x.zip', files)))

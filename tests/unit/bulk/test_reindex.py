@@ -12,6 +12,7 @@ from clipflow import ROOT
 from clipflow.bulk import workspace
 from clipflow.bulk.encoding import LocalEncoder
 from clipflow.bulk.reindex import Reindexing
+from clipflow.cli.main import main
 from clipflow.store import generations
 from clipflow.store.reading import Documents, Record
 from clipflow.store.sqlite import Store
@@ -179,3 +180,43 @@ def test_what_was_taken_from_another_generation_counts_for_nothing(
         assert ids(new) == ids(between)
     texts = {r.text for store in new for r in store.by_ids(sorted(store.ids())).values()}
     assert texts == {f'changed {n}' for n in range(10)}
+
+
+def test_a_shard_on_a_volume_of_its_own_is_prepared_beside_its_service_and_changed_without_it(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv('CLIPFLOW_WORKSPACE', str(place))
+    model = str(ROOT / 'models' / 'clip-mini')
+    folder = generations.current(place) / '2'
+    service = Store(folder, 'before', 'the model before', (), 3)
+    service.upsert([Record(f'd{n}', f'text {n}', '', '{}', OLD) for n in range(5)])
+    assert main(['reindex', model, '--prepare']) == 0
+    assert main(['reindex', model, '--prepare']) == 0  # again, with nothing left to do
+    assert generations.current(place) == folder.parent
+    service.upsert([Record('late', 'late', '', '{}', OLD)])
+    service.delete(['d0'])
+    assert main(['reindex', model]) == 1
+    assert 'stop it' in capsys.readouterr().err
+    assert generations.current(place) == folder.parent
+
+    service.close()
+    assert main(['reindex', model]) == 0
+    spec = load_spec(model)
+    changed = Store(generations.current(place) / '2', spec.fingerprint, spec.name, (), 3)
+    assert changed.ids() == {'d1', 'd2', 'd3', 'd4', 'late'}
+    assert changed.dimension() == 32
+    changed.close()
+
+
+def test_what_cannot_be_embedded_is_said_while_it_is_prepared(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv('CLIPFLOW_WORKSPACE', str(place))
+    service = Store(generations.current(place) / '0', 'before', 'the model before')
+    service.upsert([Record('good', 'text', '', '{}', OLD), Record('bare', '', '', '{}', OLD)])
+    assert main(['reindex', str(ROOT / 'models' / 'clip-mini'), '--prepare']) == 1
+    said = capsys.readouterr().err
+    assert 'bare: ' in said
+    assert '1 documents cannot be embedded again' in said
+    assert main(['reindex', str(ROOT / 'models' / 'clip-mini'), '--prepare', '--drop-missing']) == 0
+    service.close()

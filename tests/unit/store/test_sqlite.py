@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from clipflow import ROOT
 from clipflow.errors import ClipflowError, Conflict, DimensionMismatch, Internal, ModelMismatch, ReadOnly, StorageFull
 from clipflow.filters import compile_filter
+from clipflow.store.connection import ROLLBACK, WAL
 from clipflow.store.reading import Record
 from clipflow.store.sqlite import Store
 
@@ -76,6 +78,40 @@ def test_what_was_stored_is_there_after_a_restart(open_store: Open) -> None:
     )
     assert found.vector is not None
     assert (found.vector == vector(1)).all()
+
+
+def test_what_was_loaded_is_as_after_upserts_and_a_batch_that_fails_leaves_what_was_before(tmp_path: Path) -> None:
+    def opened(journal: str) -> Store:
+        return Store(tmp_path / '0', 'f', 'm', journal=journal)
+
+    store = opened(ROLLBACK)
+    store.load([record('a', 1), record('b', 2)], 'float', 2)
+    store.load([record('b', 3), record('c', 4)], 'float', 4)
+    store.load([], 'float', 5)
+    with pytest.raises(DimensionMismatch):
+        store.load([record('d', 5), replace(record('e'), vector=vector(6, 8))], 'float', 7)
+    with pytest.raises(ModelMismatch):
+        store.load([record('d', 5)], 'int8', 7)
+    assert not (tmp_path / '0' / 'documents.db-wal').exists()
+    store.close()
+    store = opened(WAL)
+    assert (ids(store), store.taken(), store.last_sequence()) == (['a', 'b', 'c'], 5, 4)
+    found = store.by_ids(['a', 'b', 'c'], vectors=True)
+    for identifier, seed in (('a', 1), ('b', 3), ('c', 4)):
+        assert np.array_equal(found[identifier].vector, vector(seed))
+    assert store.precision() == 'float'
+    store.upsert([record('f', 6)])
+    assert (tmp_path / '0' / 'documents.db-wal').exists()
+    store.close()
+
+
+def test_a_sample_has_the_keys_that_a_step_divides(store: Store) -> None:
+    store.upsert([record(f'{n}', n) for n in range(1, 12)])
+    store.delete(['6'])
+    blocks = list(store.vectors(3))
+    assert [key for keys, _ in blocks for key in keys] == [3, 9]
+    assert np.array_equal(np.concatenate([rows for _, rows in blocks]), np.stack([vector(3), vector(9)]))
+    assert list(store.vectors(100)) == []
 
 
 def test_thumbnails_and_vectors_are_read_only_when_asked_for(store: Store) -> None:

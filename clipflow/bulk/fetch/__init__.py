@@ -1,0 +1,1 @@
+"""Pictures behind lists of URLs to WebDataset shards, by img2dataset, within limits."""

@@ -1,0 +1,1 @@
+"""Documents in Milvus: what an indexer needs, over its client."""

@@ -1,0 +1,30 @@
+"""Whether containers can run here, in a line: `PYTHONPATH=tests .venv/bin/python -m containers.preflight`.
+
+`make containers` does the rest, which takes long: the base, the wheels, the images.
+"""
+
+from .engine import Engine, EngineError
+from .images import base_can_be_had
+
+
+def opened() -> Engine:
+    """Podman, ready to be entered.
+
+    Raises (here, or on entering):
+        EngineError: there can be none here; it says why.
+    """
+    base_can_be_had()
+    return Engine()
+
+
+def main() -> None:
+    """Print what there is to say."""
+    try:
+        with opened():
+            print('containers can run here: `make containers`, or `make containers-short`')
+    except EngineError as error:
+        print(f'containers cannot run here: {error}')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,1 @@
+"""Workspaces, clients and stages of older versions beside those of this one."""
