@@ -3,6 +3,8 @@
 `make containers` does the rest, which takes long: the base, the wheels, the images.
 """
 
+import sys
+
 from .engine import Engine, EngineError
 from .images import base_can_be_had
 
@@ -17,14 +19,16 @@ def opened() -> Engine:
     return Engine()
 
 
-def main() -> None:
-    """Print what there is to say."""
+def main() -> int:
+    """Print what there is to say; 0 if containers can run, 1 if not."""
     try:
         with opened():
             print('containers can run here: `make containers`, or `make containers-short`')
+            return 0
     except EngineError as error:
         print(f'containers cannot run here: {error}')
+        return 1
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(main())
