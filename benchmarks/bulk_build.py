@@ -4,8 +4,9 @@
 
 Both read the same float16 files, memory-mapped, and make an index of the same kind. The bare calls are `index_factory`,
 `train` on as many vectors and with as many rounds of k-means as `build` takes (FAISS's own sample is four times as
-large), `add` in blocks of 10,000, and `write_index`. `build` checks and scales the vectors, stores the documents, tunes
-the search effort, and writes with checksums and to the disk itself. They take turns, each in a fresh folder. Seconds of
+large), `add` in blocks of 10,000, and `write_index`. `build` checks and scales the vectors, stores the documents,
+tunes the search effort, and writes with checksums and to the disk itself; `file` is `build --faiss` without a
+workspace, which stores no documents, as the bare calls do not. They take turns, each in a fresh folder. Seconds of
 processors are told too, for a machine that others use. Vectors are random around centres.
 """
 
@@ -28,6 +29,7 @@ from rich.console import Console
 from rich.progress import track
 
 from clipflow import ROOT
+from clipflow.bulk import index_file
 from clipflow.bulk.build import build_workspace
 from clipflow.bulk.mapped import Mapped
 from clipflow.index.choice import Wanted, choose
@@ -80,8 +82,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     spec = load_spec(str(ROOT / 'models' / 'clip-mini'))
     wanted = Wanted('ivf')
     factory = choose(wanted, given.count, given.dimension).factory
-    seconds: dict[str, list[float]] = {'bare': [], 'build': []}
-    busy: dict[str, list[float]] = {'bare': [], 'build': []}
+    seconds: dict[str, list[float]] = {'bare': [], 'file': [], 'build': []}
+    busy: dict[str, list[float]] = {'bare': [], 'file': [], 'build': []}
 
     with tempfile.TemporaryDirectory(prefix='clipflow-build-') as place:
         folder = Path(place, 'vectors')
@@ -95,6 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         ways: dict[str, Callable[[Path], Any]] = {
             'bare': lambda target: bare(folder, target, factory, sample),
+            'file': lambda target: index_file.write(source, target / 'image.index', wanted, told),
             'build': lambda target: build_workspace(source, target, spec, wanted, shards=given.shards, told=told),
         }
         for _ in range(given.rounds):
@@ -106,7 +109,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 seconds[name].append(time.perf_counter() - begun)
                 busy[name].append(sum(os.times()[:4]) - before)
                 shutil.rmtree(target)
-    ratios = [build / other for build, other in zip(seconds['build'], seconds['bare'], strict=True)]
+
+    def ratio(name: str) -> dict[str, Any]:
+        ratios = [own / other for own, other in zip(seconds[name], seconds['bare'], strict=True)]
+        return {'median': round(statistics.median(ratios), 2), 'range': [round(min(ratios), 2), round(max(ratios), 2)]}
+
     found = {
         'count': given.count,
         'dimension': given.dimension,
@@ -114,8 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         'factory': factory,
         'seconds': {name: [round(value, 1) for value in values] for name, values in seconds.items()},
         'processor_seconds': {name: [round(value, 1) for value in values] for name, values in busy.items()},
-        'ratio': round(statistics.median(ratios), 2),
-        'range': [round(min(ratios), 2), round(max(ratios), 2)],
+        'ratio': {name: ratio(name) for name in ('file', 'build')},
     }
     print(json.dumps(found, indent=2))
 
