@@ -37,16 +37,21 @@ from clipflow.wire import (
     PurgeParameters,
     SearchParameters,
 )
+from clipflow.work import WorkQueue
 
 
 class Indexing(Room):
-    """Base of the indexers. `open` sets `_index`, `work`, `writing`, and `shard` and `shards` if there are several."""
+    """Base of the indexers. Their `open` sets `_index`, `work`, and `shard` and `shards` if there are several."""
 
     stage = 'indexer'
     settings: StoreSettings
     _index: DocumentIndex
     shard, shards = 0, 1
     _feedback: FeedbackLog | None = None
+
+    def open(self) -> None:
+        """See `Room`: feedback is written one request at a time, beside everything else."""
+        self.writing = WorkQueue(f'{self.stage}-feedback', 1, self.settings.queue_limit)
 
     def compiled(self, query: dict[str, Any]) -> Any:
         """A filter, for the store.

@@ -22,6 +22,7 @@ class VectorIndexer(Indexing):
 
     def open(self) -> None:
         """See `Room`: take the workspace and read its vectors."""
+        super().open()
         settings = self.settings
         self.shard, self.shards = settings.shard, settings.shards
         directory = generations.current(settings.workspace) / str(settings.shard)
@@ -33,8 +34,7 @@ class VectorIndexer(Indexing):
         store = Store(directory, self.spec.fingerprint, self.spec.name, settings.indexed_tags, settings.shards)
         check_kind(settings.index_kind, store.dimension())
         self._index = index = LiveIndex(store, wanted, Snapshots(settings.snapshot_changes, settings.snapshot_seconds))
-        self.writing = WorkQueue(f'{self.stage}-feedback', 1, self.settings.queue_limit)
-        self.work = WorkQueue(self.stage, share_of_cores(0, self.replicas), self.settings.queue_limit)
+        self.work = WorkQueue(self.stage, share_of_cores(0, self.replicas), settings.queue_limit)
         self.log.info('%d documents in %s', len(index), directory)
 
     def compiled(self, query: dict[str, Any]) -> Filter:

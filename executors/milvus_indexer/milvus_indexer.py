@@ -26,6 +26,7 @@ class MilvusIndexer(Indexing):
 
     def open(self) -> None:
         """See `Room`: connect to Milvus."""
+        super().open()
         settings = self.settings
         self._store = Collection(
             settings.milvus,
@@ -36,7 +37,6 @@ class MilvusIndexer(Indexing):
             timeout=settings.milvus_timeout,
         )
         self._index = MilvusIndex(self._store)
-        self.writing = WorkQueue(f'{self.stage}-feedback', 1, settings.queue_limit)
         self.work = WorkQueue(self.stage, _CALLS, settings.queue_limit)
         self.log.info('%d documents in %s', self._store.count(), shown(settings.milvus))
 
