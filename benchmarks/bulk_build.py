@@ -18,6 +18,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument('--shards', type=int, default=1)
     parser.add_argument('--rounds', type=int, default=3)
     given = parser.parse_args(arguments)
-    spec = load_spec(str(ROOT / 'models' / 'clip-mini'))
+    spec = replace(load_spec(str(ROOT / 'models' / 'clip-mini')), dimension=given.dimension)
     wanted = Wanted('ivf')
     factory = choose(wanted, given.count, given.dimension).factory
     seconds: dict[str, list[float]] = {'bare': [], 'file': [], 'build': []}

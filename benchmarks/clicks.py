@@ -120,7 +120,7 @@ def main() -> None:
     log = [
         entry for seed in range(given.searches) for entry in clicked(texts[~held], own[~held], pictures, model, seed)
     ]
-    theta = propensities(counted((entry.shown, entry.scores, entry.clicked) for entry in log))
+    theta = propensities(counted((entry.shown, entry.scores, entry.clicked, entry.head) for entry in log))
     truth = np.maximum(1 / np.arange(1, PLACES + 1), 0.05)
     off = np.abs(theta - truth)[:10].max()
     print(f'{len(log):,} searches with a click; propensities of the first 10 places: off by {off:.3f} at most')

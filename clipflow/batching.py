@@ -7,7 +7,7 @@ allows it (tokens).
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from clipflow import wire
 from clipflow.cache import Encoded, TextCache
-from clipflow.errors import ClipflowError, Internal, InvalidDocument, Unavailable
+from clipflow.errors import ClipflowError, Internal, InvalidDocument, TooLarge, Unavailable
 from clipflow.preparation import check_pixels
-from clipflow.sessions.base import IMAGE, TEXT, TOWERS, OutOfMemory, Session, Tower
+from clipflow.sessions.base import IMAGE, TEXT, TOWERS, OutOfMemory, Session, Tower, grey
 from clipflow.tokens import Tokenizer
 from clipflow.vectors import normalised, unit_vector
 from clipflow.weights import ModelSpec
@@ -50,6 +50,22 @@ def _slots(doc: Document) -> list[_Slot]:
         return [_Slot(doc)]
     # DocArray's weight is 0 where none was given; a part that should have no effect is left out.
     return [_Slot(part, part.weight or 1.0) for part in wire.parts_of(doc)] or [_Slot(doc)]
+
+
+def in_jobs(docs: Sequence[Document], templates: Sequence[str], most: int) -> Iterator[tuple[Job, int]]:
+    """Documents in jobs of at most `most` items for the model, or of one Document that has more; and those items."""
+    some: list[Document] = []
+    size = 0
+    for doc in docs:
+        # Each part is an item, and a text as many as there are templates.
+        own = sum(len(templates) or 1 if slot.doc.text else 1 for slot in _slots(doc))
+        if some and size + own > most:
+            yield Job(some, templates), size
+            some, size = [], 0
+        some.append(doc)
+        size += own
+    if some:
+        yield Job(some, templates), size
 
 
 class Embedder:
@@ -90,6 +106,8 @@ class Embedder:
         ]
         for doc, parts, _ in found:
             try:
+                if len(parts) > wire.MAX_PARTS:
+                    raise TooLarge(f'a query of {len(parts)} parts; it may have {wire.MAX_PARTS}')
                 for part in parts:
                     self._check(part.doc)
             except ClipflowError as error:
@@ -106,8 +124,9 @@ class Embedder:
         return np.stack([encoded.vector for encoded in self._encoded(texts)])
 
     def probe(self) -> None:
-        """Ask the model for something, past the cache; raises what it raises."""
+        """Ask both towers for something, past the cache; raises what they raise."""
         self._through_model(['a photo'])
+        self._in_minibatches(IMAGE, 1, lambda _: self.session.encode_images(grey(self.spec)))
 
     def release_idle(self, seconds: float) -> None:
         """Free the towers that nobody has asked for so long; they come back with the next call that needs them."""
@@ -173,7 +192,7 @@ class Embedder:
 
         self._in_minibatches(IMAGE, len(docs), encode)
 
-    def _in_minibatches(self, tower: Tower, count: int, encode: Callable[[slice], None]) -> None:
+    def _in_minibatches(self, tower: Tower, count: int, encode: Callable[[slice], object]) -> None:
         """Call `encode` on one slice after the other of `count` items."""
         start = 0
         while start < count:
@@ -191,12 +210,14 @@ class Embedder:
     def _finish(self, doc: Document, slots: list[_Slot]) -> None:
         if slots[0].doc is not doc:
             total = np.sum([slot.weight * slot.doc.embedding.astype(np.float64) for slot in slots], axis=0)
-            if float(np.linalg.norm(total)) < 1e-6:
+            if float(np.linalg.norm(total)) < 1e-6 * sum(abs(slot.weight) for slot in slots):
                 wire.fail(doc, InvalidDocument(f'{doc.id!r}: the parts of the query cancel each other out'), STAGE)
                 return
             doc.embedding = normalised(total)
             for slot in slots:
                 slot.doc.pop('tensor', 'embedding')
+                if slot.doc.tags.get(wire.TRUNCATED):
+                    doc.tags[wire.TRUNCATED] = True
         if not np.isfinite(doc.embedding).all():
             wire.fail(doc, Internal(f'{doc.id!r}: the model gave a vector that is not finite'), STAGE)
             return

@@ -1,5 +1,6 @@
 """Embeddings of the texts that were asked for last: a query that comes again costs no model."""
 
+import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
@@ -17,14 +18,15 @@ class Encoded(NamedTuple):
 
 
 class TextCache:
-    """What was encoded, by text, the `size` latest used. Thread-safe. It lives and dies with one model's session.
+    """What was encoded, the `size` latest used texts. Thread-safe. It lives and dies with one model's session.
 
-    `hits` and `misses` count texts.
+    Texts are known by a digest and vectors are copied, so that an entry takes the bytes of a vector, however long the
+    text and however large the call. `hits` and `misses` count texts.
     """
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self._texts: OrderedDict[str, Encoded] = OrderedDict()
+        self._texts: OrderedDict[bytes, Encoded] = OrderedDict()
         self._lock = threading.Lock()
         self.hits = 0
         self.misses = 0
@@ -37,20 +39,27 @@ class TextCache:
         found: dict[str, Encoded] = {}
         with self._lock:
             for text in texts:
-                encoded = self._texts.get(text)
+                key = _key(text)
+                encoded = self._texts.get(key)
                 if encoded is None:
                     self.misses += 1
                 else:
                     self.hits += 1
-                    self._texts.move_to_end(text)
+                    self._texts.move_to_end(key)
                     found[text] = encoded
         return found
 
     def put(self, encoded: Mapping[str, Encoded]) -> None:
-        """Keep them, and forget those that were not used for longest."""
+        """Keep what is finite, and forget what was not used for longest."""
         with self._lock:
             for text, one in encoded.items():
-                self._texts[text] = one
-                self._texts.move_to_end(text)
-            while len(self._texts) > self._size:
-                self._texts.popitem(last=False)
+                if np.isfinite(one.vector).all():
+                    key = _key(text)
+                    self._texts[key] = Encoded(one.vector.copy(), one.cut)
+                    self._texts.move_to_end(key)
+                    if len(self._texts) > self._size:
+                        self._texts.popitem(last=False)
+
+
+def _key(text: str) -> bytes:
+    return hashlib.blake2b(text.encode('utf-8', 'surrogatepass'), digest_size=16).digest()

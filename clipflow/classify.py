@@ -1,33 +1,42 @@
 """Zero-shot classification: which of the labels, put into templates, fits a Document best."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from docarray import Document
 from numpy.typing import NDArray
 
 from clipflow import wire
-from clipflow.batching import Embedder
+from clipflow.errors import InvalidParameter
 
 
-def classify(embedder: Embedder, docs: Iterable[Document], labels: Sequence[str], templates: Sequence[str]) -> None:
-    """Set `tags['label']` and `tags['probabilities']` (label to probability) on every Document that can be encoded.
+def classify(docs: Sequence[Document], labels: Sequence[Document], scale: float) -> None:
+    """Set `tags['label']` and `tags['probabilities']` (label to probability) on every Document that was encoded.
 
     The probabilities are the softmax of the model's temperature x cosine over the labels, as in Radford et al. 2021,
     section 3.1; the vectors of a label's templates are averaged and normalised.
+
+    Args:
+        docs: encoded, or failed, or empty; they lose their embeddings.
+        labels: their texts, encoded with the templates.
+        scale: the model's temperature.
+
+    Raises:
+        ClipflowError: a label is empty, or could not be encoded.
     """
-    chosen = list(docs)
-    embedder.embed(chosen)
-    fit = [doc for doc in chosen if doc.embedding is not None and not wire.failed(doc)]
-    if not fit:
-        return
-    sentences = [template.replace('{}', label) for label in labels for template in templates]
-    means = embedder.text_vectors(sentences).reshape(len(labels), len(templates), -1).mean(axis=1)
-    classes = means / np.linalg.norm(means, axis=1, keepdims=True)  # [labels, D]
-    cosines = np.stack([doc.embedding for doc in fit]) @ classes.T  # [docs, labels]
-    for doc, row in zip(fit, softmax(embedder.spec.scale * cosines.astype(np.float64)), strict=True):
-        doc.tags['label'] = labels[int(row.argmax())]
-        doc.tags['probabilities'] = {label: float(share) for label, share in zip(labels, row, strict=True)}
+    for label in labels:
+        if error := wire.error_of(label):
+            raise error
+        if label.embedding is None:
+            raise InvalidParameter("parameter 'labels' holds an empty text; give each label a name")
+    classes = np.stack([label.embedding for label in labels])  # [labels, D]
+    names = [label.text for label in labels]
+    for doc in docs:
+        if doc.embedding is None or wire.failed(doc):
+            continue
+        shares = softmax(scale * (classes @ doc.embedding).astype(np.float64))
+        doc.tags['label'] = names[int(shares.argmax())]
+        doc.tags['probabilities'] = {name: float(share) for name, share in zip(names, shares, strict=True)}
         doc.pop('embedding')
 
 

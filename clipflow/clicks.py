@@ -10,12 +10,14 @@ and a click that is weighted by 1 / propensity(k) counts as if everything had be
 Schnabel: Unbiased learning-to-rank with biased feedback, WSDM 2017). Better results stand first, so the bare click
 rates of places would mix both. Therefore places are compared by results of one search that have nearly the same cosine
 and are taken as equally relevant: of those, the clicks at places k and l are as propensity(k) to propensity(l). That
-holds although searches without a click are in no log, because a click is only ever counted with its search.
+holds although searches without a click are in no log, because a click is only ever counted with its search. It does
+not hold under a head of the ranker, which puts the more relevant of two equal cosines first; what a head has ordered is
+left out.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,8 @@ FLOOR = 0.05
 """The least propensity: no click weighs more than twenty, which bounds the variance."""
 NEAR = 0.005
 """Cosines that differ by less are taken as equally relevant."""
+PAUSE = 1800.0
+"""Seconds: what somebody says of the same results later than this belongs to another search."""
 _PRIOR = 10.0
 _ROUNDS = 500
 
@@ -80,9 +84,10 @@ class Feedback:
         Raises:
             KeyError, TypeError, ValueError: they are not of this form.
         """
-        shown, clicked, disliked = (
-            tuple(str(item) for item in tags[name]) for name in ('shown', 'clicked', 'disliked')
-        )
+        names = ('shown', 'clicked', 'disliked')
+        if any(isinstance(tags[name], str) for name in names):
+            raise ValueError('a text is no list of ids')
+        shown, clicked, disliked = (tuple(str(item) for item in tags[name]) for name in names)
         row = np.asarray(vector, dtype=np.float32)
         scores = tuple(float(score) for score in tags.get('scores', ()))
         if row.ndim != 1 or not np.isfinite(row).all() or (scores and len(scores) != len(shown)):
@@ -92,29 +97,95 @@ class Feedback:
         return cls(str(text), row, model, shown, clicked, disliked, scores, user, head, when)
 
 
-def read_log(path: Path) -> list[Feedback]:
-    """Entries that `clipflow feedback export` has written.
+def check_judged(
+    shown: Sequence[str], clicked: Sequence[str], disliked: Sequence[str], scores: Sequence[float]
+) -> None:
+    """Raises ValueError with a sentence if these do not fit together."""
+    for name, ids in (('shown', shown), ('clicked', clicked), ('disliked', disliked)):
+        if len(set(ids)) < len(ids):
+            twice = next(one for one in ids if ids.count(one) > 1)
+            raise ValueError(f'{name!r} names each result once; {twice!r} is there twice')
+    if both := {*clicked} & {*disliked}:
+        raise ValueError(f"a result is either 'clicked' or 'disliked'; {min(both)!r} is both")
+    if strange := {*clicked, *disliked} - {*shown}:
+        raise ValueError(f"'clicked' and 'disliked' name results that are in 'shown'; {min(strange)!r} is not")
+    if not clicked and not disliked:
+        raise ValueError("say which of the results were 'clicked' or 'disliked'")
+    if scores and len(scores) != len(shown):
+        raise ValueError(f"'scores' has a cosine for each of 'shown': {len(shown)}, not {len(scores)}")
+
+
+def read_log(path: Path) -> tuple[dict[int, Feedback], dict[int, str]]:
+    """Entries that `clipflow feedback export` has written, and what is wrong with other lines, by number of line.
 
     Raises:
-        InvalidParameter: the file cannot be read, or a line of it is no such entry.
+        InvalidParameter: the file cannot be read, or no line of it is an entry.
     """
+    entries, faults = dict[int, Feedback](), dict[int, str]()
     try:
-        return list(_parsed(path))
+        with path.open(encoding='utf-8') as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    found = _parsed(line)
+                    if isinstance(found, str):
+                        faults[number] = found
+                    else:
+                        entries[number] = found
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidParameter(f'{path} cannot be read: {error}') from None
+    if faults and not entries:
+        number, reason = next(iter(faults.items()))
+        raise InvalidParameter(f'{path} is nothing that `clipflow feedback export` has written: line {number} {reason}')
+    return entries, faults
 
 
-def _parsed(path: Path) -> Iterator[Feedback]:
-    with path.open(encoding='utf-8') as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                try:
-                    found = json.loads(line)
-                    yield Feedback.of(found, found['text'], found['vector'])
-                except (KeyError, TypeError, ValueError, AttributeError):
-                    raise InvalidParameter(
-                        f'line {number} of {path} is no entry that `clipflow feedback export` has written'
-                    ) from None
+def _parsed(line: str) -> Feedback | str:
+    """An entry, or what is wrong with the line."""
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return 'is not JSON'
+    try:
+        return Feedback.of(found, found['text'], found['vector'])
+    except KeyError as error:
+        return f'has no `{error.args[0]}`'
+    except (TypeError, ValueError, AttributeError):
+        return 'is no entry of a log of feedback'
+
+
+def searches(entries: Iterable[Feedback]) -> list[Feedback]:
+    """One entry a search: what somebody says of its results one after the other is put together.
+
+    It is one search if query, model, head and user are the same, one shown list begins the other (more results were
+    shown meanwhile), and less than `PAUSE` lies between. Of two judgements about a result the later one counts.
+    """
+    found = list[Feedback]()
+    places: dict[object, int] = {}
+    for entry in sorted(entries, key=lambda one: one.time):
+        key = (entry.text, entry.vector.tobytes(), entry.model, entry.head, entry.user, entry.shown[:1])
+        place = places.get(key)
+        if place is not None and _continues(found[place], entry):
+            found[place] = _with(found[place], entry)
+        else:
+            places[key] = len(found)
+            found.append(entry)
+    return found
+
+
+def _continues(before: Feedback, entry: Feedback) -> bool:
+    common = min(len(before.shown), len(entry.shown))
+    return before.shown[:common] == entry.shown[:common] and entry.time - before.time < PAUSE
+
+
+def _with(before: Feedback, entry: Feedback) -> Feedback:
+    longer = max(before, entry, key=lambda one: len(one.shown))
+    liked: dict[str, bool] = {}
+    for one in (before, entry):
+        liked |= dict.fromkeys(one.disliked, False) | dict.fromkeys(one.clicked, True)
+    clicked, disliked = (tuple(name for name in longer.shown if liked.get(name) is wanted) for wanted in (True, False))
+    return replace(
+        before, shown=longer.shown, scores=longer.scores, clicked=clicked, disliked=disliked, time=entry.time
+    )
 
 
 @dataclass(frozen=True)
@@ -135,22 +206,22 @@ class Counts:
         return {'places': places, 'pairs': [[*pair, *counts] for pair, counts in sorted(self.pairs.items())]}
 
 
-def counted(entries: Iterable[tuple[Sequence[str], Sequence[float], Sequence[str]]]) -> Counts:
-    """Sums over entries: what was shown, with which cosines, and which of it was clicked.
+def counted(entries: Iterable[tuple[Sequence[str], Sequence[float], Sequence[str], str]]) -> Counts:
+    """Sums over entries: what was shown, with which cosines, which of it was clicked, and which head ordered it.
 
     Without cosines all results of an entry are taken as equally relevant. An entry without a click (dislikes only)
-    tells nothing about where people look.
+    tells nothing about where people look, and one that a head has ordered has no pairs.
     """
     places: dict[int, list[int]] = {}
     pairs: dict[tuple[int, int], list[int]] = {}
-    for shown, scores, clicked in entries:
+    for shown, scores, clicked, head in entries:
         wanted = set(clicked)
         hits = [place for place, name in enumerate(shown) if name in wanted]
         for place in range(len(shown) if hits else 0):
             count = places.setdefault(min(place, PLACES - 1), [0, 0])
             count[0] += 1
             count[1] += place in hits
-        for hit in hits:
+        for hit in () if head else hits:
             for place in range(min(len(shown), PLACES)):
                 if hit < PLACES and place != hit and (not scores or abs(scores[place] - scores[hit]) < NEAR):
                     pairs.setdefault((min(place, hit), max(place, hit)), [0, 0])[hit > place] += 1

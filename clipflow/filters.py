@@ -7,6 +7,7 @@ the same as to compare with no tag. A list or an object equals nothing.
 
 import json
 import math
+import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,10 @@ OPERATORS = ('$eq', '$neq', *_COMPARISONS, '$in', '$nin', '$regex', '$exists', '
 _KIND = "coalesce(json_type(tags, ?), '')"
 # json_extract gives a list or an object as JSON text, which must not pass for a text.
 _PLAIN = f"{_KIND} NOT IN ('array', 'object')"
+MAX_COPIES = 50_000
+"""Characters of a pattern with what it repeats written out, as `regex` keeps it: about 300 bytes each."""
+_COUNT = re.compile(r'(\)?)\{(\d+)')
+_VERBOSE = re.compile(r'\(\?[\w-]*x')
 REGEX_FUNCTION = 'clipflow_regex'
 """Name under which the store registers the search function of `$regex`, with a time limit."""
 
@@ -48,7 +53,7 @@ def compile_filter(query: Any, indexed: Collection[str] = ()) -> Filter:
         InvalidFilter: with the place and the operators that are known.
     """
     if not isinstance(query, dict):
-        raise InvalidFilter(f"a filter is an object such as {{'price': {{'$lt': 50}}}}, not {_shown(query)}")
+        raise InvalidFilter(f"a filter is an object such as {{'price': {{'$lt': 50}}}}, not {shown(query)}")
     budget = [MAX_CONDITIONS]
     compiled = _all(query, 0, budget)
     compiled = _written_out(compiled, {_path(name) for name in indexed}) if indexed else compiled
@@ -98,17 +103,19 @@ def _part(key: str, value: Any, depth: int, budget: list[int]) -> Filter:
         raise InvalidFilter(f'the filter is too large: at most {MAX_CONDITIONS} conditions, {MAX_DEPTH} levels deep')
     if key in ('$and', '$or'):
         if not isinstance(value, list) or not value or not all(isinstance(item, dict) for item in value):
-            raise InvalidFilter(f'{key} needs a list of filters, not {_shown(value)}')
+            raise InvalidFilter(f'{key} needs a list of filters, not {shown(value)}')
         return _join([_all(item, depth + 1, budget) for item in value], key[1:].upper())
     if key == '$not':
         if not isinstance(value, dict):
-            raise InvalidFilter(f'$not needs a filter, not {_shown(value)}')
+            raise InvalidFilter(f'$not needs a filter, not {shown(value)}')
         return _unless(True, _all(value, depth + 1, budget))
     if key.startswith('$'):
-        raise InvalidFilter(f'unknown operator {key!r}; at this place $and, $or, $not or the name of a tag can stand')
+        raise InvalidFilter(
+            f'unknown operator {shown(key)}; at this place $and, $or, $not or the name of a tag can stand'
+        )
     conditions = value if isinstance(value, dict) else {'$eq': value}
     if not conditions:
-        raise InvalidFilter(f'the tag {key!r} has no condition; write for instance {{{key!r}: {{"$exists": true}}}}')
+        raise InvalidFilter(f'the tag {shown(key)} has no condition; write for instance {{"$exists": true}}')
     return _join([_condition(key, str(name), operand) for name, operand in conditions.items()], 'AND')
 
 
@@ -120,7 +127,9 @@ def _condition(key: str, operator: str, operand: Any) -> Filter:
         return _ordered(path, operator, operand)
     check = _SPECIAL.get(operator)
     if check is None:
-        raise InvalidFilter(f'unknown operator {operator!r} on the tag {key!r}; known are {", ".join(OPERATORS)}')
+        raise InvalidFilter(
+            f'unknown operator {shown(operator)} on the tag {shown(key)}; known are {", ".join(OPERATORS)}'
+        )
     return check(path, operator, operand)
 
 
@@ -147,7 +156,7 @@ def _ordered(path: str, operator: str, operand: Any) -> Filter:
 
 def _membership(path: str, operator: str, operand: Any) -> Filter:
     if not isinstance(operand, list) or len(operand) > 10_000:
-        raise InvalidFilter(f'{operator} needs a list of at most 10,000 values, not {_shown(operand)}')
+        raise InvalidFilter(f'{operator} needs a list of at most 10,000 values, not {shown(operand)}')
     values = tuple(_scalar(operator, item) for item in operand if item is not None)
     marks = ', '.join('?' * len(values))
     # Not NULL is said first, so that an index can be used and the whole is never NULL.
@@ -162,26 +171,50 @@ def _membership(path: str, operator: str, operand: Any) -> Filter:
 
 def _regex(path: str, operator: str, operand: Any) -> Filter:
     if not isinstance(operand, str) or len(operand) > 1000:
-        raise InvalidFilter(f'$regex needs a pattern of at most 1,000 characters, not {_shown(operand)}')
+        raise InvalidFilter(f'$regex needs a pattern of at most 1,000 characters, not {shown(operand)}')
     import regex
 
+    if _VERBOSE.search(operand):
+        raise InvalidFilter(f'the pattern {shown(operand)} of $regex has the flag x, which is not taken')
+    if _copies(operand) > MAX_COPIES:
+        raise InvalidFilter(
+            f'the pattern {shown(operand)} of $regex repeats too much: its length times what stands in braces is more '
+            f'than {MAX_COPIES:,}; write * or + for a large number'
+        )
     try:
         regex.compile(operand)
     except (regex.error, ValueError, RecursionError) as error:
-        raise InvalidFilter(f'the pattern {operand!r} of $regex is not valid: {error}') from None
+        raise InvalidFilter(f'the pattern {shown(operand)} of $regex is not valid: {error}') from None
+    except MemoryError:
+        raise InvalidFilter(f'the pattern {shown(operand)} of $regex needs more memory than there is') from None
     return Filter(f'({_PLAIN} AND {REGEX_FUNCTION}(?, json_extract(tags, ?)))', (path, operand, path))
+
+
+def _copies(pattern: str) -> int:
+    """At most so many characters are in a pattern once its repetitions are written out.
+
+    Groups that are repeated are taken as if each stood in the next, so that no bracket in a set of characters or in a
+    comment leads astray.
+    """
+    groups, widest = 1, 1
+    for group, count in _COUNT.findall(pattern):
+        if group:
+            groups *= max(1, int(count))
+        else:
+            widest = max(widest, int(count))
+    return len(pattern) * groups * widest
 
 
 def _exists(path: str, operator: str, operand: Any) -> Filter:
     if not isinstance(operand, bool):
-        raise InvalidFilter(f'$exists needs true or false, not {_shown(operand)}')
+        raise InvalidFilter(f'$exists needs true or false, not {shown(operand)}')
     return Filter(f'(json_type(tags, ?) IS {"NOT " if operand else ""}NULL)', (path,))
 
 
 def _size(path: str, operator: str, operand: Any) -> Filter:
     number = isinstance(operand, int | float) and not isinstance(operand, bool)
     if not number or not 0 <= operand < 2**31 or operand != int(operand):
-        raise InvalidFilter(f'$size needs a whole number, not {_shown(operand)}')
+        raise InvalidFilter(f'$size needs a whole number, not {shown(operand)}')
     return Filter(f"({_KIND} = 'array' AND json_array_length(tags, ?) = ?)", (path, path, int(operand)))
 
 
@@ -198,7 +231,7 @@ def _path(key: str) -> str:
     """`a__b` as the JSON path `$."a"."b"`; a quote in a name cannot leave its quotes."""
     parts = key.split('__')
     if not key or any('"' in part for part in parts):
-        raise InvalidFilter(f'{key!r} cannot be the name of a tag in a filter')
+        raise InvalidFilter(f'{shown(key)} cannot be the name of a tag in a filter')
     # Names are compared as they are written in the JSON text, so they are escaped as there.
     return '$' + ''.join('.' + json.dumps(part, ensure_ascii=False) for part in parts)
 
@@ -207,14 +240,15 @@ def _scalar(operator: str, value: Any) -> str | int | float | None:
     if isinstance(value, bool):
         return int(value)
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
-        raise InvalidFilter(f'{operator} compares with 64-bit numbers, not with {_shown(value)}')
+        raise InvalidFilter(f'{operator} compares with 64-bit numbers, not with {shown(value)}')
     if isinstance(value, str) and '\0' in value:
         raise InvalidFilter(f'{operator} compares with a text without the character NUL; no tag can hold one')
     if value is None or isinstance(value, str | int) or (isinstance(value, float) and not math.isnan(value)):
         return value
-    raise InvalidFilter(f'{operator} compares with a number, a text, true, false or null, not with {_shown(value)}')
+    raise InvalidFilter(f'{operator} compares with a number, a text, true, false or null, not with {shown(value)}')
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """What somebody gave, short enough for a sentence."""
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + '...'

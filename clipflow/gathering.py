@@ -11,14 +11,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from clipflow.errors import ClipflowError
+from clipflow.errors import ClipflowError, Internal
 from clipflow.wire import Parameters
 from clipflow.work import WorkQueue
 
 Job = TypeVar('Job')
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Waiting(Generic[Job]):
     parameters: Parameters
     job: Job
@@ -45,7 +45,7 @@ class Gathering(Generic[Job]):
         self.items = 0
         self._sizes: dict[int, int] = {}
         self.failed = False
-        """Whether the last call as a whole has failed."""
+        """Whether a call as a whole has failed; who has seen the model answer again sets it back."""
 
     @property
     def sizes(self) -> list[tuple[int, int]]:
@@ -64,7 +64,11 @@ class Gathering(Generic[Job]):
             self._waiting.append(waiting)
             if self._draining is None:
                 self._draining = asyncio.create_task(self._drain())
-            await waiting.done
+            try:
+                await waiting.done
+            finally:
+                if waiting in self._waiting:  # its caller has gone, and its pixels need not stay
+                    self._waiting.remove(waiting)
 
     async def _drain(self) -> None:
         try:
@@ -76,7 +80,6 @@ class Gathering(Generic[Job]):
                 self._sizes[most] = self._sizes.get(most, 0) + 1
                 try:
                     await self._work.in_turn(self._call, [waiting.job for waiting in batch])
-                    self.failed = False
                 except Exception as error:
                     self.failed = True
                     await self._fail(batch, error)
@@ -104,8 +107,9 @@ class Gathering(Generic[Job]):
         return batch
 
     async def _fail(self, batch: list[_Waiting[Job]], error: Exception) -> None:
-        """A fault of the model's server concerns all; one of ours is looked for, so that it fails nobody else."""
-        if len(batch) == 1 or isinstance(error, ClipflowError):
+        """A server that is away concerns all; what one job may have caused is looked for, so that it fails alone."""
+        common = isinstance(error, ClipflowError) and not isinstance(error, Internal)
+        if len(batch) == 1 or common:
             for waiting in batch:
                 if not waiting.done.done():
                     waiting.done.set_exception(error)

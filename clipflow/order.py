@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
+RELEVANT = 1000
+"""At most so many of the relevant documents are put into the order of a tag."""
 Mark = tuple[int, float | str]
 """What a document is ordered by: numbers come before texts, and both before what has no such tag."""
 

@@ -3,16 +3,18 @@
 Decoding happens once and completely: Pillow hands over half a picture after a second try on the same object.
 """
 
+import contextlib
 import io
 import warnings
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, ImagePalette, UnidentifiedImageError
 
 from clipflow.errors import InvalidDocument, TooLarge, Undecodable, UnsupportedMedia
-from clipflow.weights import PictureSpec
+from clipflow.preprocessing import PictureSpec
 
 FORMATS = ('JPEG', 'PNG', 'WEBP', 'GIF', 'TIFF', 'BMP', 'DIB', 'ICO', 'PPM', 'JPEG2000', 'AVIF')
 Filled = tuple[float, float] | None
@@ -21,6 +23,7 @@ THUMBNAIL_SIDE = 256
 _THUMBNAIL_QUALITY = 75
 _PILLOWS_LIMIT = 10_000_000
 _LONGEST_STRIP = 50
+_PIXELS_OF_A_STRIP = 1 << 18
 
 _DAMAGED = (OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, ArithmeticError, RuntimeError)
 _METADATA = (OSError, ValueError, SyntaxError, TypeError, KeyError, IndexError, ZeroDivisionError, OverflowError)
@@ -98,37 +101,74 @@ def _too_many(size: str, max_pixels: int) -> str:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image) or image
-    except _METADATA:
-        # Broken metadata says nothing about the orientation: the pixels stand as they are.
-        return image
+    # Metadata that is broken says nothing about the orientation: the pixels stand as they are.
+    with contextlib.suppress(*_METADATA):
+        ImageOps.exif_transpose(image, in_place=True)  # which copies nothing where nothing is to be turned
+    return image
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode == 'RGB' and not image.has_transparency_data:
-        return image
-    if image.mode.startswith(('I', 'F')):
-        return Image.fromarray(_eight_bits(np.asarray(image))).convert('RGB')
+    if image.mode == 'P' and image.palette is None:
+        image.palette = ImagePalette.ImagePalette()  # a file without its palette; Pillow asserts that there is one
     try:
+        if image.mode.startswith(('I', 'F')):
+            return _in_strips(image, _eight_bits(image))
         if image.has_transparency_data:
-            # Shown on white, as a page would; a plain conversion uncovers whatever colour hides below.
-            layer = image.convert('RGBA')
-            image = Image.alpha_composite(Image.new('RGBA', layer.size, 'white'), layer)
-        return image.convert('RGB')
+            return _in_strips(image, _on_white)
+        return image.convert('RGB') if image.mode != 'RGB' else image
     except (ValueError, OSError) as error:
         raise Undecodable(f'the picture cannot be converted to RGB: {error}') from None
 
 
-def _eight_bits(values: NDArray[Any]) -> NDArray[np.uint8]:
-    """16-bit, 32-bit and float greyscale scaled to bytes (Pillow would clip them at 255)."""
-    wide = np.nan_to_num(values.astype(np.float64))
-    top = float(wide.max(initial=0.0))
-    full = 1.0 if values.dtype.kind == 'f' and top <= 1.0 else 255.0 if top <= 255.0 else 65535.0
-    scaled: NDArray[np.uint8] = np.clip(wide * (255.0 / max(full, top if top > 65535.0 else full)), 0, 255).astype(
-        np.uint8
-    )
-    return scaled
+def _strips(image: Image.Image) -> Iterator[tuple[Image.Image, tuple[int, int, int, int]]]:
+    """Its rows, some at a time, and where they belong: what is made of them on the way stays small."""
+    rows = max(1, _PIXELS_OF_A_STRIP // image.width)
+    for top in range(0, image.height, rows):
+        box = (0, top, image.width, min(top + rows, image.height))
+        yield image.crop(box), box
+
+
+def _in_strips(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """An RGB picture of what `convert` makes of each strip."""
+    whole = Image.new('RGB', image.size)
+    for strip, box in _strips(image):
+        whole.paste(convert(strip), box)
+    return whole
+
+
+def _on_white(strip: Image.Image) -> Image.Image:
+    """What is transparent, shown as a page would; a plain conversion uncovers whatever colour hides below."""
+    layer = strip.convert('RGBA')
+    return Image.alpha_composite(Image.new('RGBA', layer.size, 'white'), layer)
+
+
+def _eight_bits(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
+    """How strips of this greyscale become bytes; Pillow would clip them at 255.
+
+    Of 16 bits the upper byte counts, as in Pillow's reading of colours in 16 bits, and the key colour is white.
+    Integers of 32 bits and floats do not tell their range, so the largest value of the picture does.
+    """
+    if image.mode.startswith('I;16') or (image.mode == 'I' and image.format == 'PPM'):
+        key = image.info.get('transparency')
+
+        def upper_byte(strip: Image.Image) -> Image.Image:
+            values = np.asarray(strip)
+            grey = (values >> 8).astype(np.uint8)
+            if key is not None:
+                grey[values == key] = 255
+            return Image.fromarray(grey)
+
+        return upper_byte
+
+    tops = (float(_finite(strip).max(initial=0.0)) for strip, _ in _strips(image))
+    top = max(tops)
+    full = 1.0 if image.mode.startswith('F') and top <= 1.0 else 255.0 if top <= 255.0 else max(top, 65535.0)
+    return lambda strip: Image.fromarray(np.clip(_finite(strip) * (255.0 / full), 0, 255).astype(np.uint8))
+
+
+def _finite(strip: Image.Image) -> NDArray[np.float64]:
+    found: NDArray[np.float64] = np.nan_to_num(np.asarray(strip).astype(np.float64))
+    return found
 
 
 def from_tensor(tensor: Any, max_pixels: int) -> Image.Image:
@@ -186,8 +226,12 @@ def _middle(image: Image.Image, width: int, height: int) -> Image.Image:
 
 def thumbnail(image: Image.Image) -> bytes:
     """WebP with a longer side of at most 256 pixels."""
-    small = image.copy()
-    small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.BICUBIC, reducing_gap=2.0)
+    longer = max(image.size)
+    small = image
+    if longer > THUMBNAIL_SIDE:
+        # Not Pillow's own `thumbnail`, which works on a copy of all pixels.
+        width, height = (max(1, round(THUMBNAIL_SIDE * side / longer)) for side in image.size)
+        small = image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=2.0)
     out = io.BytesIO()
     small.save(out, 'WEBP', quality=_THUMBNAIL_QUALITY, method=0)
     return out.getvalue()

@@ -24,5 +24,5 @@ def share_above(scores: NDArray[np.float64], background: NDArray[np.float64]) ->
 
 
 def floor_of(share: float, background: NDArray[np.float64]) -> float:
-    """The score above which a document is better than `share` of the sample; -1 without a sample."""
-    return float(np.quantile(background, share)) if len(background) else -1.0
+    """The score above which a document is better than `share` of the sample; -1 for 0, or without a sample."""
+    return float(np.quantile(background, share)) if len(background) and share > 0 else -1.0

@@ -1,11 +1,17 @@
 """Tags of a Document: a JSON object. Names that begin with `__` are ours."""
 
 import json
+import re
 from typing import Any
 
 from docarray import Document
 
 from clipflow.errors import InvalidDocument
+
+_MAX_DEPTH = 24
+_LARGEST = 1.7e308
+_HALF = re.compile('[\ud800-\udfff]')
+_LONG_NUMBER = re.compile(r'\d{300}')
 
 
 def drop_private_tags(doc: Document) -> None:
@@ -25,10 +31,42 @@ def tags_json(doc: Document) -> str:
         text = json.dumps(tags, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError):
         raise InvalidDocument(f'the tags of {doc.id!r} are not a JSON object (NaN and infinity are none)') from None
-    if '\\u0000' in text and _has_nul(tags):
-        # SQLite would end the text there, and a filter would take the rest for nothing.
+    if has_nul(text, tags):
         raise InvalidDocument(f'the tags of {doc.id!r} hold the character NUL, which cannot be stored')
     return text
+
+
+def unsendable(value: Any, depth: int = 0) -> str:
+    """What messages between stages cannot hold of a JSON value; empty if there is nothing."""
+    if depth > _MAX_DEPTH:
+        return f'values nested more than {_MAX_DEPTH} levels deep'
+    if isinstance(value, dict):
+        value = [*value, *value.values()]
+    if isinstance(value, list | tuple):
+        return next((reason for item in value if (reason := unsendable(item, depth + 1))), '')
+    if isinstance(value, str) and _HALF.search(value):
+        return 'half a surrogate pair'
+    if isinstance(value, int | float) and not abs(value) <= _LARGEST:
+        return 'a number that is not finite, or too large'
+    return ''
+
+
+def is_suspect(text: str) -> bool:
+    """Whether `unsendable` may find something in a value with this JSON; quick, and true too often."""
+    return (
+        (not text.isascii() and _HALF.search(text) is not None)
+        or text.count('[') + text.count('{') >= _MAX_DEPTH
+        or 'e+30' in text
+        or (len(text) > 300 and _LONG_NUMBER.search(text) is not None)
+    )
+
+
+def has_nul(text: str, tags: dict[str, Any]) -> bool:
+    """Whether a text in tags, whose JSON is `text`, holds the character NUL.
+
+    SQLite would end the text there, and a filter would take the rest for nothing.
+    """
+    return '\\u0000' in text and _has_nul(tags)
 
 
 def _has_nul(value: Any) -> bool:

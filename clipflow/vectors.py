@@ -7,6 +7,10 @@ from numpy.typing import NDArray
 
 from clipflow.errors import DimensionMismatch, InvalidDocument
 
+_BLOCK = 256
+_ROUNDING = 1e-6
+"""Of a cosine in float32, so that copies are alike at a threshold of 1."""
+
 
 def unit_vector(embedding: Any, dimension: int | None = None) -> NDArray[np.float32]:
     """An embedding that somebody else has made, brought to unit length.
@@ -33,13 +37,26 @@ def unit_vector(embedding: Any, dimension: int | None = None) -> NDArray[np.floa
     return (vector / length).astype(np.float32)
 
 
-def distinct(rows: NDArray[np.float32], threshold: float) -> list[int]:
-    """Of [N, D] unit vectors the rows to keep, first come, so that no two have a cosine of `threshold` or more."""
-    kept: list[int] = []
-    for number, row in enumerate(rows):
-        if not kept or float((rows[kept] @ row).max()) < threshold:
-            kept.append(number)
-    return kept
+def distinct(rows: NDArray[np.float32], threshold: float, most: int | None = None) -> list[int]:
+    """Of [N, D] unit vectors the rows to keep, first come, so that no two have a cosine of `threshold` or more.
+
+    With `most` the first so many of these.
+    """
+    # By blocks, so that BLAS does the work; a row at a time would copy what is kept for each.
+    bound = threshold - _ROUNDING
+    kept, places = np.empty_like(rows), list[int]()
+    for start in range(0, len(rows), _BLOCK):
+        block = rows[start : start + _BLOCK]
+        free: NDArray[np.bool_] = (block @ kept[: len(places)].T).max(axis=1, initial=-2.0) < bound
+        apart = block @ block.T < bound
+        for number, row in enumerate(block):
+            if free[number]:
+                kept[len(places)] = row
+                places.append(start + number)
+                free &= apart[number]
+                if len(places) == most:
+                    return places
+    return places
 
 
 def normalised(vector: NDArray[np.floating]) -> NDArray[np.float32]:

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from clipflow import catalogue, templates
+from clipflow.checkpoint import blamed, part, read_json, whole
 from clipflow.errors import InvalidParameter, NotFound
+from clipflow.preprocessing import PictureSpec, picture_spec
 
 FAMILIES = ('clip', 'siglip', 'siglip2', 'chinese_clip', 'altclip', 'vision-text-dual-encoder')
 DEFAULT_SCALE = 100.0
@@ -36,19 +38,6 @@ _NOISE = ('transformers_version', '_name_or_path', 'dtype', 'torch_dtype', 'arch
 
 
 @dataclass(frozen=True)
-class PictureSpec:
-    """How a picture becomes the model's input: resize, crop, then (in the session) scale and normalise."""
-
-    height: int
-    width: int
-    resize_shortest: int | None
-    """Length of the shorter side before the crop; None: resize to height x width, whatever the proportions."""
-    resample: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-
-@dataclass(frozen=True)
 class ModelSpec:
     """What the rooms need to know of a model."""
 
@@ -67,6 +56,8 @@ class ModelSpec:
     templates: tuple[str, ...] = ()
     """Sentences that the text of a query is put into, from `templates.json`. Not in the fingerprint: stored vectors do
     not depend on them."""
+    dimension: int = 0
+    """Of the vectors; 0 if the files do not say."""
 
 
 def load_spec(model: str) -> ModelSpec:
@@ -83,7 +74,7 @@ def load_spec(model: str) -> ModelSpec:
         return _elsewhere(model.removeprefix(f'{CLIP_SERVER}::'))
     entry = None if Path(model).expanduser().is_dir() else catalogue.find(model)
     directory = _locate(model, entry.repository if entry else model)
-    config = _json(directory / 'config.json')
+    config = read_json(directory / 'config.json')
     family = str(config.get('model_type', ''))
     if family not in FAMILIES:
         raise InvalidParameter(
@@ -94,21 +85,32 @@ def load_spec(model: str) -> ModelSpec:
     if not any((directory / name).exists() for name in _VOCABULARIES):
         # transformers would make a tokenizer that knows no word, and every text would get the same vector.
         raise NotFound(f'{directory} holds no tokenizer (none of {", ".join(_VOCABULARIES)})')
-    picture = _picture_spec(directory, config)
+    picture = picture_spec(directory, config)
+    with blamed(directory / 'config.json'):
+        dimension = _dimension(config)
+        untold = _untold_activation(config, entry.activation if entry else '')
     if entry is not None:
         picture = replace(picture, mean=entry.mean, std=entry.std)
     return ModelSpec(
         name=model if entry is not None or not Path(model).expanduser().is_dir() else directory.name,
         directory=directory,
         family=family,
-        fingerprint=_fingerprint(directory, config, picture, weights),
+        fingerprint=_fingerprint(directory, config, picture, weights, untold),
         picture=picture,
         context=_context(directory, config),
         padding='fixed' if family in ('siglip', 'siglip2') else 'longest',
         scale=_scale(weights),
         activation=entry.activation if entry else '',
         templates=_templates(directory / 'templates.json'),
+        dimension=dimension,
     )
+
+
+def _dimension(config: dict[str, Any]) -> int:
+    """SigLIP projects nothing: what its picture tower gives is the vector."""
+    if str(config.get('model_type', '')).startswith('siglip'):
+        return whole(part(config, 'vision_config'), 'hidden_size', 768)
+    return whole(config, 'projection_dim', 0, least=0)
 
 
 def _elsewhere(name: str) -> ModelSpec:
@@ -162,18 +164,6 @@ def _locate(model: str, repository: str) -> Path:
         ) from None
 
 
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding='utf-8'))
-    except FileNotFoundError:
-        raise NotFound(f'{path.parent} holds no {path.name}; it is not a model in the Hugging Face format') from None
-    except (OSError, ValueError) as error:
-        raise InvalidParameter(f'{path} cannot be read: {error}') from None
-    if not isinstance(found, dict):
-        raise InvalidParameter(f'{path} is not a JSON object')
-    return found
-
-
 def _templates(path: Path) -> tuple[str, ...]:
     if not path.exists():
         return ()
@@ -209,46 +199,19 @@ def _weight_files(directory: Path) -> list[Path]:
     return files
 
 
-def _picture_spec(directory: Path, config: dict[str, Any]) -> PictureSpec:
-    given: dict[str, Any] = {}
-    if (directory / 'preprocessor_config.json').exists():
-        given = _json(directory / 'preprocessor_config.json')
-    elif (directory / 'processor_config.json').exists():
-        given = _json(directory / 'processor_config.json').get('image_processor', {})
-    side = int(config.get('vision_config', {}).get('image_size', 224) or 224)
-    if config.get('model_type') == 'siglip2' and 'patch_size' in given:
-        # NaFlex: the largest square that its number of patches allows.
-        side = int(given['patch_size']) * math.isqrt(int(given.get('max_num_patches', 256)))
-    size = given.get('size', side)
-    if isinstance(size, int | float):
-        size = {'shortest_edge': int(size)}
-    crop = given.get('crop_size', side)
-    if isinstance(crop, int | float):
-        crop = {'height': int(crop), 'width': int(crop)}
-    shortest = size.get('shortest_edge') if given.get('do_resize', True) else None
-    cropped = bool(given.get('do_center_crop', shortest is not None))
-    target = crop if cropped else size
-    if 'height' not in target:
-        target = {'height': side, 'width': side}
-    return PictureSpec(
-        height=int(target['height']),
-        width=int(target['width']),
-        resize_shortest=int(shortest) if shortest is not None and cropped else None,
-        resample=int(given.get('resample', 3)),
-        mean=tuple(float(x) for x in given.get('image_mean', (0.5, 0.5, 0.5))),
-        std=tuple(float(x) for x in given.get('image_std', (0.5, 0.5, 0.5))),
-    )
-
-
 def _context(directory: Path, config: dict[str, Any]) -> int:
-    text = config.get('text_config', {})
-    defaults = {'clip': 77, 'siglip': 64, 'siglip2': 64, 'altclip': 514}
-    positions = int(text.get('max_position_embeddings', defaults.get(str(config.get('model_type')), 512)))
-    if text.get('model_type', '').startswith(('xlm', 'roberta', 'altclip')) or config.get('model_type') == 'altclip':
-        positions -= int(text.get('pad_token_id', 1) or 0) + 1  # RoBERTa counts positions from behind the padding.
+    with blamed(directory / 'config.json'):
+        text, family = part(config, 'text_config'), str(config.get('model_type'))
+        defaults = {'clip': 77, 'siglip': 64, 'siglip2': 64, 'altclip': 514}
+        positions = whole(text, 'max_position_embeddings', defaults.get(family, 512))
+        if str(text.get('model_type', '')).startswith(('xlm', 'roberta', 'altclip')) or family == 'altclip':
+            # RoBERTa counts positions from behind the padding.
+            positions -= whole(text, 'pad_token_id', 1, least=0) + 1
     limit = 10**9
-    if (directory / 'tokenizer_config.json').exists():
-        limit = int(_json(directory / 'tokenizer_config.json').get('model_max_length') or limit)
+    file = directory / 'tokenizer_config.json'
+    if file.exists():
+        with blamed(file):
+            limit = whole(read_json(file), 'model_max_length', limit, least=0) or limit
     return max(2, min(positions, limit))
 
 
@@ -274,9 +237,12 @@ def _first_number(file: Path, name: str) -> float | None:
     return float(struct.unpack(form, raw.rjust(4, b'\0') if entry['dtype'] == 'BF16' else raw)[0])
 
 
-def _fingerprint(directory: Path, config: dict[str, Any], picture: PictureSpec, weights: list[Path]) -> str:
+def _fingerprint(
+    directory: Path, config: dict[str, Any], picture: PictureSpec, weights: list[Path], activation: str
+) -> str:
     """SHA-256 over architecture, preprocessing, tokenizer and weights; not over path, precision or runtime."""
     digest = hashlib.sha256()
+    digest.update(activation.encode())
     digest.update(json.dumps(_essential(config), sort_keys=True).encode())
     digest.update(json.dumps(asdict(picture), sort_keys=True).encode())
     for file in [directory / name for name in _TOKENIZER_FILES] + weights:
@@ -286,6 +252,12 @@ def _fingerprint(directory: Path, config: dict[str, Any], picture: PictureSpec, 
                 while block := stream.read(_BYTES_PER_FILE_READ):
                     digest.update(block)
     return digest.hexdigest()[:16]
+
+
+def _untold_activation(config: dict[str, Any], known: str) -> str:
+    """The activation that is `known`, where config.json tells another for a tower; else empty."""
+    told = {part(config, tower).get('hidden_act', 'quick_gelu') for tower in ('text_config', 'vision_config')}
+    return known if told != {known} else ''
 
 
 def _essential(value: Any) -> Any:

@@ -15,6 +15,7 @@ from docarray import Document, DocumentArray
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from clipflow import filters, templates
+from clipflow.clicks import check_judged
 from clipflow.errors import ClipflowError, Internal, InvalidDocument, InvalidParameter, NotFound, Timeout, from_code
 
 DEADLINE = '__deadline'
@@ -37,6 +38,10 @@ CHUNKS = (THUMBNAIL, ORIGINAL, BACKGROUND)
 """Modalities of the chunks that are ours."""
 MAX_ID_BYTES = 512
 MAX_LIMIT = 10_000
+MAX_PARTS = 32
+"""Of a compound query."""
+MAX_EFFORT = 1_000_000
+"""More than any index has lists or is worth to look at; FAISS reserves memory for `ef_search`."""
 MIXED = 250
 """So many of the best are put into another order by `diversity`: five pages of 48 or so."""
 
@@ -72,7 +77,7 @@ class Parameters(BaseModel):
             elif name not in cls.silent and name not in cls.own and name != 'traversal_paths':
                 near = difflib.get_close_matches(name, known, 1)
                 hint = f'did you mean {near[0]!r}?' if near else f'known are {", ".join(sorted(known - set(cls.own)))}'
-                raise InvalidParameter(f'unknown parameter {name!r}; {hint}')
+                raise InvalidParameter(f'unknown parameter {filters.shown(name)}; {hint}')
         if 'traversal_paths' in given and 'access_paths' in known:
             kept.setdefault('access_paths', given['traversal_paths'])
         try:
@@ -141,8 +146,8 @@ class SearchParameters(EncodeParameters, _Page):
     templates: Templates | None = None
     """None: those of the encoder; empty: none."""
     rerank: bool = True
-    nprobe: int | None = Field(None, ge=1)
-    ef_search: int | None = Field(None, ge=1)
+    nprobe: int | None = Field(None, ge=1, le=MAX_EFFORT)
+    ef_search: int | None = Field(None, ge=1, le=MAX_EFFORT)
     candidates: int = Field(0, alias=CANDIDATES)
     """How many of the best the ranker's head is to order; 0 without one. The gateway puts it here."""
     head: str | None = Field(None, alias=HEAD)
@@ -203,16 +208,12 @@ class FeedbackParameters(EncodeParameters):
     head: str = Field('', alias=HEAD)
     """Version of the head that is live. The gateway puts it here."""
     templates: Templates | None = None
-    """As in the search."""
+    rerank: bool = True
+    """Both as in the search."""
 
     @model_validator(mode='after')
     def _of_the_shown(self) -> Self:
-        if strange := {*self.clicked, *self.disliked} - {*self.shown}:
-            raise ValueError(f"'clicked' and 'disliked' name results that are in 'shown'; {min(strange)!r} is not")
-        if not self.clicked and not self.disliked:
-            raise ValueError("say which of the results were 'clicked' or 'disliked'")
-        if self.scores and len(self.scores) != len(self.shown):
-            raise ValueError(f"'scores' has a cosine for each of 'shown': {len(self.shown)}, not {len(self.scores)}")
+        check_judged(self.shown, self.clicked, self.disliked, self.scores)
         return self
 
 

@@ -1,10 +1,13 @@
 """A bounded queue in front of worker threads: what a stage computes runs here, off the event loop."""
 
 import asyncio
+import math
 import os
+import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from clipflow.errors import Overloaded
@@ -13,11 +16,32 @@ from clipflow.wire import Parameters
 P = ParamSpec('P')
 T = TypeVar('T')
 Item = TypeVar('Item')
+_GROUPS = Path('/sys/fs/cgroup')
+
+
+def cores() -> int:
+    """Those that this process may use: by its affinity, where the system has one, and by the quota of its group."""
+    affinity = getattr(os, 'sched_getaffinity', None)  # Linux has it, macOS has not
+    there = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return max(1, min(there, *_quotas()))
+
+
+def _quotas() -> list[int]:
+    """Cores that control groups (version 2, then 1) leave to this container, rounded up; at least one number."""
+    found = [sys.maxsize]
+    for names in (('cpu.max',), ('cpu/cpu.cfs_quota_us', 'cpu/cpu.cfs_period_us')):
+        try:
+            quota, period = map(int, ' '.join((_GROUPS / name).read_text() for name in names).split())
+        except (OSError, ValueError):  # no such group, or "max"
+            continue
+        if quota > 0 and period > 0:  # -1: no limit
+            found.append(math.ceil(quota / period))
+    return found
 
 
 def share_of_cores(threads: int, replicas: int) -> int:
     """Threads for one of `replicas` processes on this host; a setting other than 0 is taken as it is."""
-    return threads or max(1, len(os.sched_getaffinity(0)) // max(1, replicas))
+    return threads or max(1, cores() // max(1, replicas))
 
 
 class WorkQueue:

@@ -77,7 +77,7 @@ def held(workspace: Path) -> Iterator[Contents]:
 def _hold(found: Contents, closing_: ExitStack, name: str, path: Path) -> sqlite3.Connection:
     if not path.exists():
         raise Conflict(f'{path} was exchanged for another one just now; try again')
-    with translated():
+    with translated(name):
         db = closing_.enter_context(closing(connect(path)))
         db.execute('BEGIN')
         version = schema(db)

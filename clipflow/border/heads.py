@@ -56,7 +56,7 @@ class Heads:
         endpoint = request.header.exec_endpoint
         if endpoint == '/search' and _is_ranked(request):
             return await self._search(request, deadline)
-        if endpoint == '/feedback':
+        if endpoint == '/feedback' and not _declines(request):
             known = await self._learned(deadline)
             request.proto_wo_data.parameters[wire.HEAD] = known.version
         reply = await self._send(request, deadline)
@@ -102,9 +102,13 @@ class Heads:
 
 def _is_ranked(request: DataRequest) -> bool:
     """Whether the head is to order the results: not where a tag does, or where the caller declines."""
+    by_tag = 'sort_by' in request.proto_wo_data.parameters
+    return not request.header.target_executor and not by_tag and not _declines(request)
+
+
+def _declines(request: DataRequest) -> bool:
     parameters = request.proto_wo_data.parameters
-    declined = 'rerank' in parameters and parameters['rerank'] is False
-    return not request.header.target_executor and 'sort_by' not in parameters and not declined
+    return 'rerank' in parameters and parameters['rerank'] is False
 
 
 def _ask_for_candidates(request: DataRequest, known: Known) -> None:

@@ -5,6 +5,7 @@ A room says in `open` what that is; everything else is the same for all of them.
 
 from collections.abc import Collection
 from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -135,7 +136,8 @@ class Indexing(Room):
         queries = [doc for doc in queries if not wire.failed(doc)]
         if queries:
             matrix = np.stack([doc.embedding for doc in queries])
-            found = await self.work.run(parameters, self._index.search, matrix, self._query(parameters))
+            asked = replace(self._query(parameters), texts=all(doc.text for doc in queries))
+            found = await self.work.run(parameters, self._index.search, matrix, asked)
             if self._tells_sample(parameters):
                 # What all shards together say of a score is found by the ranker.
                 for doc, sample in zip(
@@ -263,6 +265,7 @@ class Indexing(Room):
             vectors=parameters.compares or 'embedding' in parameters.include,
             percentiles=alone and 'percentile' in parameters.include,
             effort=Effort(parameters.nprobe, parameters.ef_search),
+            shared=not alone,
         )
 
     def _document(self, record: Record, include: Collection[str]) -> Document:

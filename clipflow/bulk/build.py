@@ -6,7 +6,6 @@ All of it is a generation beside the one that counts, until it is complete; an i
 """
 
 import os
-import shutil
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -79,7 +78,7 @@ def build_workspace(source: Mapped, place: Path, spec: ModelSpec, wanted: Wanted
     Raises:
         Conflict: there are documents already, or the same command runs.
         InvalidParameter: FAISS knows no such kind, there are fewer than one shard, or the workspace is a file.
-        ModelMismatch: the vectors are of another model.
+        ModelMismatch, DimensionMismatch: the vectors are of another model.
         ReadOnly, StorageFull: the workspace cannot be written; what is there stays for the next call.
     """
     if shards < 1:
@@ -94,7 +93,6 @@ def build_workspace(source: Mapped, place: Path, spec: ModelSpec, wanted: Wanted
     try:
         workers = max(1, min(shards, os.cpu_count() or 1, memory_for_vectors() // max(1, choice.memory)))
         threads = max(1, faiss.omp_get_max_threads() // workers)
-        precision = 'int8' if source.manifest.get('precision') == 'int8' else 'float'
         whole = _Part(
             source.folder,
             target,
@@ -104,7 +102,7 @@ def build_workspace(source: Mapped, place: Path, spec: ModelSpec, wanted: Wanted
             spec.name,
             choice,
             wanted.recall,
-            precision,
+            source.precision,
             threads,
         )
         parts = [replace(whole, number=number) for number in range(shards)]
@@ -271,7 +269,7 @@ def _switch(place: Path, target: Path) -> None:
     if layout.shards(before):
         with workspace.locked(before):
             generations.switch(place, target)
-        shutil.rmtree(before)
+        generations.remove(before)
     else:
         generations.switch(place, target)
     for path in (target / _CLUSTERS, (target / _CLUSTERS).with_suffix('.factory')):

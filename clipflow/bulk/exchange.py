@@ -3,9 +3,12 @@
     clip-retrieval   img_emb/img_emb_N.npy (or text_emb), metadata/metadata_N.parquet, image.index
     plain            vectors.npy, documents.jsonl: one object a line with id, text, uri, tags
 
+Beside them a dump has manifest.json: model, fingerprint and precision of the vectors.
+
 Arrays are memory-mapped and read in blocks, so that a collection may be larger than memory.
 """
 
+import errno
 import itertools
 import json
 import re
@@ -17,14 +20,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipflow.bulk.arrow import arrow, parquet
-from clipflow.errors import InvalidDocument, InvalidParameter, NotFound
+from clipflow.errors import InvalidDocument, InvalidParameter, NotFound, StorageFull
 from clipflow.store.reading import Record
 from clipflow.store.sqlite import Store
+from clipflow.tags import has_nul, is_suspect, unsendable
 
 BLOCK = 1000
 ROWS_PER_FILE = 100_000
 """Of clip-retrieval's layout, as it writes itself."""
 _OWN = ('id', 'image_path', 'caption', 'text', 'url', 'uri', 'tags')
+_IDS = ('id', 'image_path')
 _LONGEST_ID = 512
 
 Rows = Iterator[tuple[NDArray[np.float32], list[dict[str, Any]]]]
@@ -44,6 +49,12 @@ def read(folder: Path) -> Iterator[list[Record]]:
         for vectors, fields in _rows(array):
             yield [record(vector, row, place + n) for n, (vector, row) in enumerate(zip(vectors, fields, strict=True))]
             place += len(fields)
+
+
+def numbered(folder: Path) -> bool:
+    """Whether documents have no ids of their own, as far as the first one shows; then their places are their ids."""
+    rows = (fields[0] for array in arrays_in(folder) for _, fields in _rows(array))
+    return bool(_first(next(rows, {}), *_IDS) == '')
 
 
 def arrays_in(folder: Path) -> list[Path]:
@@ -73,11 +84,9 @@ def _rows(array: Path) -> Rows:
     if not path.is_file():
         yield from _blocks(vectors, ({} for _ in range(len(vectors))), array)
     elif path.suffix == '.parquet':
-        lines = (row for batch in table(path).iter_batches(BLOCK) for row in batch.to_pylist())
-        yield from _blocks(vectors, lines, path)
+        yield from _blocks(vectors, (row for batch in batches(path, BLOCK) for row in batch.to_pylist()), path)
     else:
-        with path.open(encoding='utf-8') as file:
-            yield from _blocks(vectors, (parsed(line, path) for line in file), path)
+        yield from _blocks(vectors, (parsed(line, path) for line in lines(path)), path)
 
 
 def table(path: Path) -> Any:
@@ -93,11 +102,28 @@ def table(path: Path) -> Any:
         raise InvalidDocument(f'{path} cannot be read as parquet: {error}') from None
 
 
+def batches(path: Path, size: int) -> Iterator[Any]:
+    """A parquet file in pieces of `size` rows; raises as `table`."""
+    try:
+        yield from table(path).iter_batches(size)
+    except (OSError, ValueError) as error:
+        raise InvalidDocument(f'{path} cannot be read as parquet: {error}') from None
+
+
+def lines(path: Path) -> Iterator[str]:
+    """The lines of documents.jsonl; raises InvalidDocument if they cannot be read."""
+    try:
+        with path.open(encoding='utf-8') as file:
+            yield from file
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidDocument(f'{path} cannot be read as UTF-8: {error}') from None
+
+
 def parsed(line: str, path: Path) -> dict[str, Any]:
     """A line of documents.jsonl; raises InvalidDocument if it is no JSON object."""
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         row = None
     if not isinstance(row, dict):
         raise InvalidDocument(f'{path} holds a line that is not a JSON object: {line[:60]!r}')
@@ -140,19 +166,31 @@ def record(vector: NDArray[np.float32] | None, row: dict[str, Any], place: int) 
     """A document from its metadata; without `id` and `image_path` its place in the folder is its id.
 
     Raises:
-        InvalidDocument: the id is too long, or the metadata are nothing that JSON has.
+        InvalidDocument: the id is too long, or the metadata cannot be stored or sent.
     """
-    identifier = str(row.get('id') or row.get('image_path') or place)
+    identifier = str(_first(row, *_IDS, default=place))
     if len(identifier.encode('utf-8', 'surrogatepass')) > _LONGEST_ID:
         raise InvalidDocument(f'the id {identifier[:40]!r}... is longer than {_LONGEST_ID} bytes')
     tags = _tags(row.get('tags'))
     tags |= {name: value for name, value in row.items() if name not in _OWN and value is not None}
+    tags = {name: value for name, value in tags.items() if not name.startswith('__')}
+    text = str(_first(row, 'text', 'caption'))
+    # Where there is no picture, a dump has the id in the place of its path, for clip-retrieval needs one.
+    uri = str(_first(row, 'uri', 'url', *(['image_path'] if row.get('id') != row.get('image_path') else [])))
     try:
-        text = json.dumps(tags, ensure_ascii=False, allow_nan=False, default=str)
-    except ValueError:
+        found = json.dumps(tags, ensure_ascii=False, allow_nan=False, default=str)
+    except (ValueError, RecursionError):
         raise InvalidDocument(f'the metadata of {identifier!r} are not finite numbers, texts and lists') from None
-    uri = row.get('uri') or row.get('url') or row.get('image_path') or ''
-    return Record(identifier, str(row.get('text') or row.get('caption') or ''), str(uri), text, vector)
+    if is_suspect(f'{identifier}{text}{uri}{found}') and (reason := unsendable([identifier, text, uri, tags])):
+        raise InvalidDocument(f'the document {identifier[:40]!r} holds {reason}')
+    if has_nul(found, tags):
+        raise InvalidDocument(f'the metadata of {identifier!r} hold the character NUL, which cannot be stored')
+    return Record(identifier, text, uri, found, vector)
+
+
+def _first(row: dict[str, Any], *names: str, default: Any = '') -> Any:
+    """The first of these fields that says anything; 0 does."""
+    return next((row[name] for name in names if row.get(name) not in (None, '')), default)
 
 
 def _tags(given: Any) -> dict[str, Any]:
@@ -160,7 +198,7 @@ def _tags(given: Any) -> dict[str, Any]:
     if isinstance(given, str):
         try:
             found = json.loads(given)
-        except ValueError:
+        except (ValueError, RecursionError):
             found = given
         given = found if isinstance(found, dict) else given
     return dict(given) if isinstance(given, dict) else {} if given is None else {'tags': given}
@@ -176,12 +214,30 @@ def write(stores: Sequence[Store], folder: Path, layout: str, wrote: Callable[[i
         wrote: is told of each block how many documents it had.
 
     Raises:
-        InvalidParameter: there is something in the folder already.
+        NotFound: there are no documents.
+        InvalidParameter: there is something in the folder already, or it cannot be written.
+        StorageFull: the disk is full.
     """
-    if folder.exists() and any(folder.iterdir()):
-        raise InvalidParameter(f'{folder} is not empty; name a folder that does not exist')
-    folder.mkdir(parents=True, exist_ok=True)
-    (_write_plain if layout == 'plain' else _write_partitions)(stores, folder, wrote)
+    if not any(store.count() for store in stores):
+        raise NotFound('there are no documents to write')
+    try:
+        if folder.exists() and any(folder.iterdir()):
+            raise InvalidParameter(f'{folder} is not empty; name a folder that does not exist')
+        folder.mkdir(parents=True, exist_ok=True)
+        (_write_plain if layout == 'plain' else _write_partitions)(stores, folder, wrote)
+        _write_manifest(stores, folder)
+    except (OSError, RuntimeError) as error:  # FAISS's word for any failure to write
+        full = getattr(error, 'errno', None) == errno.ENOSPC
+        raise (StorageFull if full else InvalidParameter)(f'{folder} cannot be written: {error}') from None
+
+
+def _write_manifest(stores: Sequence[Store], folder: Path) -> None:
+    """What `clipflow embed` says of its vectors too, so that they are not taken for those of another model."""
+    filled = [store for store in stores if store.count()]
+    fingerprint, model = filled[0].model()
+    precision = 'int8' if all(store.precision() == 'int8' for store in filled) else 'float'
+    manifest = {'model': model, 'fingerprint': fingerprint, 'precision': precision}
+    (folder / 'manifest.json').write_text(json.dumps(manifest, indent=2) + '\n', encoding='ascii')
 
 
 def _records(stores: Sequence[Store]) -> Iterator[list[Record]]:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from clipflow.bulk import exchange
 from clipflow.errors import DimensionMismatch, InvalidDocument, ModelMismatch, NotFound
+from clipflow.settings import EncoderSettings
 from clipflow.store.reading import Record
 from clipflow.weights import ModelSpec
 
@@ -18,7 +19,7 @@ BLOCK = 1 << 14
 
 
 class Mapped:
-    """See the module. As `index.build.Stored`, with places as keys: N vectors of unit length, [N, D].
+    """See the module. As `index.base.Stored`, with places as keys: N vectors of unit length, [N, D].
 
     Attributes:
         folder: where they are.
@@ -52,13 +53,29 @@ class Mapped:
         self.manifest = _manifest(folder / 'manifest.json')
 
     def check_model(self, spec: ModelSpec) -> None:
-        """Raises ModelMismatch if the folder says that its vectors were made with another model."""
+        """Whether the vectors can be those of a model.
+
+        Raises:
+            ModelMismatch: the folder says that another one has made them.
+            DimensionMismatch: they are of another length.
+        """
         found = self.manifest.get('fingerprint', spec.fingerprint)
         if found != spec.fingerprint:
             raise ModelMismatch(
                 f'the vectors in {self.folder} were made with the model {self.manifest.get("model")!r} ({found}), not '
                 f'with {spec.name!r} ({spec.fingerprint}); set CLIPFLOW_MODEL to theirs'
             )
+        # The runtime `fake` has its own dimension, whatever the model.
+        if spec.dimension not in (0, self.dimension()) and EncoderSettings.load().runtime != 'fake':
+            raise DimensionMismatch(
+                f'the vectors in {self.folder} have {self.dimension()} dimensions, those of the model {spec.name!r} '
+                f'have {spec.dimension}; set CLIPFLOW_MODEL to theirs'
+            )
+
+    @property
+    def precision(self) -> str:
+        """What the vectors were made with, as far as the folder says: float or int8."""
+        return 'int8' if self.manifest.get('precision') == 'int8' else 'float'
 
     def files(self) -> list[tuple[str, int, int]]:
         """Name, bytes and time of change of each file of vectors: what tells this content from another."""
@@ -73,10 +90,16 @@ class Mapped:
         """D."""
         return int(self._files[0][1].shape[1])
 
-    def vectors(self, step: int = 1) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-        """All places and vectors, or one of `step`, in blocks of [n] and [n, D]."""
-        for start in range(0, self.count(), BLOCK * step):
-            yield self.vectors_of(np.arange(start, min(start + BLOCK * step, self.count()), step))
+    def vectors(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        """All places and vectors, in blocks of [n] and [n, D]."""
+        for start in range(0, self.count(), BLOCK):
+            yield self.vectors_of(np.arange(start, min(start + BLOCK, self.count())))
+
+    def sample(self, most: int) -> NDArray[np.float32]:
+        """Vectors from everywhere, [n, D]; all if there are fewer."""
+        # Drawn, not scrambled as the store does it: of a hundred million places few are looked at.
+        some = np.random.default_rng(0).choice(self.count(), min(most, self.count()), replace=False, shuffle=False)
+        return self.vectors_of(np.sort(some))[1]
 
     def vectors_of(self, keys: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Of [N] places all, [N], and their vectors, [N, D]."""
@@ -115,16 +138,15 @@ def _fields(path: Path, rows: NDArray[np.int64], count: int) -> Iterator[dict[st
         yield from ({} for _ in rows)
     elif path.suffix == '.parquet':
         start = 0
-        for batch in exchange.table(path).iter_batches(BLOCK):
+        for batch in exchange.batches(path, BLOCK):
             here = rows[(rows >= start) & (rows < start + len(batch))]
             if len(here):
                 yield from batch.take(here - start).to_pylist()
             start += len(batch)
     else:
         wanted, last = set(rows.tolist()), -1
-        with path.open(encoding='utf-8') as file:
-            for last, line in enumerate(file):
-                if last in wanted:
-                    yield exchange.parsed(line, path)
+        for last, line in enumerate(exchange.lines(path)):
+            if last in wanted:
+                yield exchange.parsed(line, path)
         if last + 1 != count:
             raise InvalidDocument(f'{path} has {last + 1} rows for {count} vectors')

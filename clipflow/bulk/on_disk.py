@@ -21,8 +21,9 @@ from clipflow.bulk.mapped import Mapped
 from clipflow.bulk.processes import Told, each
 from clipflow.errors import InvalidParameter
 from clipflow.index.approximate import Approximate
-from clipflow.index.build import Best, calibration, sampled, tune
+from clipflow.index.build import sampled
 from clipflow.index.choice import Choice, Wanted
+from clipflow.index.tuning import Best, aim, calibration, smallest
 
 _BLOCK = 1024
 _CLUSTERS = 'clusters.faiss'
@@ -69,7 +70,8 @@ def write(source: Mapped, file: Path, choice: Choice, wanted: Wanted, told: Told
         sample = sampled([source], main, wanted.memory // (_SHARE_OF_SAMPLE * 4 * source.dimension()))
         main.train(sample)
         _head(main, np.zeros(main.lists, np.uint64))  # a kind that cannot be merged is refused now, not in hours
-        queries = calibration(sample, np.empty((0, source.dimension()), np.float32))
+        nobody = np.empty((0, source.dimension()), np.float32)
+        queries = calibration(sample, nobody)
         del sample
         save(main.faiss, folder / _CLUSTERS)
         parts = _parts(source, folder, wanted.memory // max(1, choice.memory // source.count()))
@@ -78,9 +80,14 @@ def write(source: Mapped, file: Path, choice: Choice, wanted: Wanted, told: Told
         merged = Approximate(faiss.read_index(str(file), _MAPPED), choice.factory)
         best = Best(queries)
         for start, rows in _blocks(source, 0, source.count()):
-            best.look(rows, start)
-        # As `index.build` does it, where real queries are missing.
-        tune(merged, queries, best.slots(), (1 + wanted.recall) / 2)
+            best.look(np.arange(start, start + len(rows)), rows)
+        smallest(
+            merged,
+            best,
+            aim(wanted.recall, nobody),
+            lambda places: places,
+            lambda places, _: source.vectors_of(places)[1],
+        )
         faiss.ParameterSpace().set_index_parameter(main.faiss, 'nprobe', merged.effort)
         with file.open('r+b') as out:
             out.write(_head(main, sizes))

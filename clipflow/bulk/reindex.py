@@ -14,6 +14,8 @@ from clipflow.bulk.encoding import LocalEncoder
 from clipflow.store.reading import Documents, Record
 from clipflow.store.sqlite import Store
 
+TEXT, PICTURE = 'text', 'picture'
+_UNDECIDED = 'it has a text and a URI; say with --prefer which of them its vector is of'
 _REASONS = 5
 _RECORDS = 1000
 
@@ -33,18 +35,24 @@ class Reindexing:
         sources: the shards as they are; only read.
         targets: as many new ones, by the same numbers.
         encoder: of the new model.
+        prefer: TEXT or PICTURE, of documents that have a text and a URI, and no thumbnail. Their vector may be of
+            either: who stores a text may name a file with it, and loaded pictures have captions. Without an answer
+            such documents cannot be embedded.
     """
 
-    def __init__(self, sources: Sequence[Documents], targets: Sequence[Store], encoder: LocalEncoder) -> None:
+    def __init__(
+        self, sources: Sequence[Documents], targets: Sequence[Store], encoder: LocalEncoder, prefer: str = ''
+    ) -> None:
         self._pairs = list(zip(sources, targets, strict=True))
         for source, target in self._pairs:
             # An earlier run may have filled it from another generation, whose changes have numbers of their own, or
             # with the model in another form, such as int8. Then it is of no use.
-            made = f'{source.identity()} {encoder.precision} {encoder.dimension}'
+            made = f'{source.identity()} {encoder.precision} {encoder.dimension} {prefer}'
             if target.made() != made:
                 target.clear()
                 target.note_made(made)
         self._encoder = encoder
+        self._prefer = prefer
         self.tally = Tally()
 
     def retry(self) -> None:
@@ -83,7 +91,7 @@ class Reindexing:
         return missing
 
     def _take(self, records: Sequence[Record], target: Store) -> None:
-        docs = [_original(record) for record in records]
+        docs = [self._original(record) for record in records]
         self._encoder.encode(docs)
         again = [n for n, doc in enumerate(docs) if wire.failed(doc) and records[n].thumbnail]
         thumbnails = [Document(id=records[n].id, blob=records[n].thumbnail) for n in again]
@@ -96,14 +104,22 @@ class Reindexing:
             if error is None:
                 good.append(replace(record, vector=doc.embedding))
             elif len(self.tally.reasons) < _REASONS:
-                self.tally.reasons[record.id] = error.message
+                undecided = _is_either(record) and not self._prefer
+                self.tally.reasons[record.id] = _UNDECIDED if undecided else error.message
         target.upsert(good, self._encoder.precision, keep_keys=True)
         target.delete({record.id for record in records} - {record.id for record in good})
         self.tally.from_thumbnails += sum(not wire.failed(doc) for doc in thumbnails)
 
+    def _original(self, record: Record) -> Document:
+        """What the vector is of: the text, or what is behind the URI, if this process may read it."""
+        of = TEXT if record.text and not record.thumbnail else PICTURE  # only of a picture there is a thumbnail
+        if _is_either(record):
+            of = self._prefer
+        if of == TEXT:
+            return Document(id=record.id, text=record.text)
+        return Document(id=record.id, uri=record.uri) if of == PICTURE and record.uri else Document(id=record.id)
 
-def _original(record: Record) -> Document:
-    """The text, or else what is behind the URI, if this process may read it."""
-    if record.text:
-        return Document(id=record.id, text=record.text)
-    return Document(id=record.id, uri=record.uri) if record.uri else Document(id=record.id)
+
+def _is_either(record: Record) -> bool:
+    """As `Documents.count_of_either`."""
+    return bool(record.text and record.uri and not record.thumbnail)

@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from clipflow.errors import InvalidParameter, NotFound
+import numpy as np
+
+from clipflow.errors import Conflict, InvalidParameter, NotFound
 from clipflow.sharding import shard_of
 from clipflow.store import generations, layout
 from clipflow.store.connection import lock
@@ -22,9 +24,12 @@ def opened(folder: Path, spec: ModelSpec, shards: int, numbers: Iterable[int] | 
     """The stores of all shards, or of those with these numbers; made where they are missing.
 
     Raises:
+        InvalidParameter: there would be no shard.
         Conflict: a service has them open, or they are of another number of shards.
         ModelMismatch: their vectors are of another model.
     """
+    if shards < 1:
+        raise InvalidParameter('there is at least one shard')
     with ExitStack() as closing:
         stores = []
         for number in range(shards) if numbers is None else numbers:
@@ -59,12 +64,34 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def put(stores: Sequence[Store], records: Sequence[Record], precision: str = 'float') -> None:
-    """Store each record in the shard that keeps its id."""
+def put(stores: Sequence[Store], records: Sequence[Record], precision: str = 'float', *, mixed: bool = False) -> None:
+    """Store each record in the shard that keeps its id; see `Store.upsert`."""
+    for store, own in _shared_out(stores, records):
+        store.upsert(own, precision, mixed=mixed)
+
+
+def check_numbered(stores: Sequence[Store], records: Sequence[Record]) -> None:
+    """Of documents whose ids are only their places in a folder: whether they are new, or the very ones.
+
+    Raises:
+        Conflict: other documents would be replaced.
+    """
+    for store, own in _shared_out(stores, records):
+        there = store.by_ids([record.id for record in own], vectors=True)
+        for record in own:
+            known = there.get(record.id, record).vector
+            if known is None or record.vector is None or not np.array_equal(known, record.vector):
+                raise Conflict(
+                    f'the documents of this folder have no ids, so that their places are taken, and another document '
+                    f'{record.id!r} is stored already; give them an `id` in documents.jsonl or in the metadata'
+                )
+
+
+def _shared_out(stores: Sequence[Store], records: Sequence[Record]) -> Iterator[tuple[Store, list[Record]]]:
+    """Each shard that is to keep any of the records, with those."""
     for number, store in enumerate(stores):
-        own = [record for record in records if shard_of(record.id, len(stores)) == number]
-        if own:
-            store.upsert(own, precision)
+        if own := [record for record in records if shard_of(record.id, len(stores)) == number]:
+            yield store, own
 
 
 def reshard(workspace: Path, spec: ModelSpec, shards: int, moved: Callable[[int], None]) -> tuple[int, int]:
@@ -97,9 +124,11 @@ def reshard(workspace: Path, spec: ModelSpec, shards: int, moved: Callable[[int]
             for keys, _ in store.vectors():
                 for start in range(0, len(keys), BLOCK):
                     block = store.by_keys(keys[start : start + BLOCK].tolist(), thumbnails=True, vectors=True)
-                    put(target, [block[key] for key in sorted(block)], store.precision() or 'float')
+                    found = [block[key] for key in sorted(block)]
+                    # Whoever has vectors of both has allowed it.
+                    put(target, found, store.precision() or 'float', mixed=True)
                     count += len(block)
                     moved(len(block))
     generations.switch(workspace, part)
-    shutil.rmtree(folder)
+    generations.remove(folder)
     return before, count

@@ -1,8 +1,6 @@
 """`clipflow calibrate`: what a score means as a probability."""
 
 import argparse
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,14 +45,9 @@ def run(given: argparse.Namespace) -> int:
     from clipflow.settings import EncoderSettings
     from clipflow.weights import load_spec
 
-    @contextmanager
-    def shown(title: str, total: int) -> Iterator[Callable[[int], None]]:
-        with progress(title, total) as moved:
-            yield moved
-
     encoding = EncoderSettings.load()
     chosen = read_captions(given.captions, given.images, given.split)
-    found = calibrate(load_spec(given.model or encoding.model), encoding, chosen, shown)
+    found = calibrate(load_spec(given.model or encoding.model), encoding, chosen, progress)
     found.calibration.write(given.out)
     _print(found)
     for fault in found.faults[:_SHOWN]:

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from clipflow.cli.service import warn
+
 
 def add_commands(commands: Any) -> None:
     """Add them."""
@@ -28,7 +30,9 @@ def add_commands(commands: Any) -> None:
         description='Learn from the documents of all shards; give the file to each as CLIPFLOW_INDEX_TRAINED.',
     )
     quantizer.add_argument('file', type=Path)
-    quantizer.add_argument('--kind', help='a factory string of FAISS, such as IVF1024,SQ8 (what auto would take)')
+    quantizer.add_argument(
+        '--kind', default='auto', help='a kind of CLIPFLOW_INDEX_KIND, such as ivf or IVF1024,SQ8 (auto)'
+    )
     quantizer.set_defaults(run=_quantizer)
     reshard = commands.add_parser(
         'reshard', help='move documents to another number of shards', description='Nothing is encoded again.'
@@ -39,20 +43,29 @@ def add_commands(commands: Any) -> None:
 
 def _load(given: argparse.Namespace) -> int:
     from clipflow.bulk import exchange, workspace
+    from clipflow.bulk.mapped import Mapped
     from clipflow.errors import NotFound
+    from clipflow.settings import IndexerSettings
 
     folder, spec = _place()
+    mixed = IndexerSettings.load().mix_precisions
+    source, numbered = Mapped(given.folder), exchange.numbered(given.folder)
+    source.check_model(spec)
     try:
-        there = workspace.shards_in(folder)
+        shards = workspace.shards_in(folder) if given.shards is None else given.shards
     except NotFound:
-        there = 1
-    count = 0
-    with workspace.opened(folder, spec, given.shards or there) as stores, progress('loading', None) as moved:
+        shards = 1
+    count = source.count()
+    with workspace.opened(folder, spec, shards) as stores, progress('loading', count) as moved:
+        before = sum(store.count() for store in stores)
         for records in exchange.read(given.folder):
-            workspace.put(stores, records)
+            if numbered:
+                workspace.check_numbered(stores, records)
+            workspace.put(stores, records, source.precision, mixed=mixed)
             moved(len(records))
-            count += len(records)
-    print(f'{count:,} documents of {given.folder} are in {folder}')
+        replaced = count - sum(store.count() for store in stores) + before
+    again = f', {replaced:,} of them in the place of others with the same id' if replaced else ''
+    print(f'{count:,} documents of {given.folder} are in {folder}{again}')
     return 0
 
 
@@ -70,21 +83,31 @@ def _dump(given: argparse.Namespace) -> int:
 
 def _quantizer(given: argparse.Namespace) -> int:
     from clipflow.bulk import workspace
-    from clipflow.errors import InvalidParameter
-    from clipflow.index.approximate import Approximate
+    from clipflow.errors import InvalidParameter, NotFound
+    from clipflow.index.approximate import NAMED, Approximate, cause_of
     from clipflow.index.build import sampled
     from clipflow.index.choice import Wanted, choose, memory_for_vectors
 
     folder, spec = _place()
     with workspace.opened(folder, spec, workspace.shards_in(folder)) as stores:
         count = sum(store.count() for store in stores)
-        dimension = max(store.dimension() for store in stores)
-        factory = given.kind or choose(Wanted(memory=memory_for_vectors()), count, dimension).factory
+        if not count:
+            raise NotFound(f'there are no documents in {folder} to learn from')
+        dimension, factory = max(store.dimension() for store in stores), given.kind
+        if factory in NAMED:
+            factory = choose(Wanted(factory, memory=memory_for_vectors()), count, dimension).factory
         if not factory:
-            raise InvalidParameter(f'for {count:,} documents auto would be flat, which learns nothing; name a --kind')
+            raise InvalidParameter(
+                f'for {count:,} documents {given.kind} would be flat, which learns nothing; name a --kind such as '
+                'IVF1024,SQ8'
+            )
         main = Approximate.create(factory, dimension)
         main.train(sampled(stores, main))
-    main.write(given.file)
+    try:
+        main.write(given.file)
+    except (OSError, RuntimeError) as error:
+        reason = cause_of(error) if isinstance(error, RuntimeError) else error
+        raise InvalidParameter(f'{given.file} cannot be written: {reason}') from None
     print(f'{factory}, learnt from {count:,} documents of {len(stores)} shards, is in {given.file}')
     return 0
 
@@ -92,13 +115,17 @@ def _quantizer(given: argparse.Namespace) -> int:
 def _reshard(given: argparse.Namespace) -> int:
     from clipflow.bulk import workspace
     from clipflow.errors import InvalidParameter
+    from clipflow.store import generations, layout
 
     if given.to < 1:
         raise InvalidParameter('there is at least one shard')
     folder, spec = _place()
     with progress('moving', None) as moved:
         before, count = workspace.reshard(folder.parent, spec, given.to, moved)
-    print(f'{count:,} documents moved from {before} to {given.to} shards in {folder}')
+    print(f'{count:,} documents moved from {before} to {given.to} shards in {generations.current(folder.parent)}')
+    log = folder.parent / layout.FEEDBACK
+    if left := [f'{n}.db' for n in range(given.to, before) if (log / f'{n}.db').is_file()]:
+        warn(f'{", ".join(left)} in {log} are of shards that are no more; they count again with {before} shards')
     return 0
 
 
@@ -113,14 +140,14 @@ def _place() -> tuple[Path, Any]:
 
 
 @contextmanager
-def progress(title: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """A bar with rate and remaining time, on standard error; the function is told how many more are done."""
-    with bars(total, title) as moved:
+def progress(title: str, total: int | None, quiet: bool = False) -> Iterator[Callable[[int], None]]:
+    """A bar with rate and remaining time on standard error, unless `quiet`; the function is told how many are done."""
+    with bars(total, title, quiet=quiet) as moved:
         yield lambda count: moved(title, count)
 
 
 @contextmanager
-def bars(total: int | None, *titles: str) -> Iterator[Callable[[str, int], None]]:
+def bars(total: int | None, *titles: str, quiet: bool = False) -> Iterator[Callable[[str, int], None]]:
     """The same for several phases, each of `total`; the function is told which, and how many more."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -132,7 +159,7 @@ def bars(total: int | None, *titles: str) -> Iterator[Callable[[str, int], None]
         TextColumn('{task.fields[rate]} documents/s'),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with Progress(*columns, console=Console(stderr=True), disable=quiet) as progress:
         tasks = {title: progress.add_task(title, total=total, rate='-') for title in titles}
 
         def moved(title: str, count: int) -> None:

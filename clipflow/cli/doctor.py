@@ -130,11 +130,13 @@ def _model() -> Iterator[Finding]:
 
 
 def _encoder() -> Iterator[Finding]:
-    from clipflow.sessions.registry import candidates, faster, this_machine
+    from clipflow.sessions.registry import candidates, faster, imported, this_machine
     from clipflow.settings import EncoderSettings
 
     settings, machine = EncoderSettings.load(), this_machine()
     first = candidates(settings, machine)[0]
+    if settings.runtime != 'auto':  # which takes none that is not there
+        imported(first.runtime)
     yield Finding('ok', 'encoder', f'{first.runtime} on {first.device} in {first.precision}: {first.why}')
     yield from (Finding('note', 'encoder', sentence) for sentence in faster(settings, first, machine))
 

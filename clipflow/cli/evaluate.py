@@ -3,9 +3,9 @@
 import argparse
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from clipflow.errors import InvalidParameter
 
 if TYPE_CHECKING:
     from clipflow.relevance.evaluate import Evaluation
-    from clipflow.relevance.systems import Progress, System
+    from clipflow.relevance.systems import System
     from clipflow_client import Client
 
 _AGAINST = ('model', 'runtime', 'precision', 'template', 'index-kind', 'head')
@@ -92,23 +92,30 @@ def run(given: argparse.Namespace) -> int:
 
 
 def _of_models(given: argparse.Namespace) -> 'Evaluation':
+    from clipflow.cli.collection import progress
     from clipflow.relevance import evaluate
-    from clipflow.relevance.captions import read_captions, read_labelled, read_pictures
-    from clipflow.relevance.tables import holds_labels
+    from clipflow.relevance.captions import read_captions, read_labelled, read_pictures, splits_of
+    from clipflow.relevance.tables import holds_labels, is_album
 
-    systems, title, progress = _systems(given), _title(given), _progress(given)
+    systems, title, shown = _systems(given), _title(given), partial(progress, quiet=given.quiet)
     if holds_labels(given.set):
-        if given.distractors or any(system.index_kind != 'flat' for system in systems):
-            raise InvalidParameter('--distractors and --index-kind are for captions; these pictures have labels')
-        return evaluate.labelled(systems, read_labelled(given.set, given.images, given.split), title, progress)
+        if given.distractors or any(system.index_kind != 'flat' or system.head for system in systems):
+            raise InvalidParameter(
+                '--distractors, --index-kind and --head are for captions; these pictures have labels'
+            )
+        if given.split is None and is_album(given.set) and (splits := splits_of(given.set)):
+            raise InvalidParameter(f'{given.set} has classes in {", ".join(splits)}; say which with --split')
+        return evaluate.labelled(systems, read_labelled(given.set, given.images, given.split), title, shown)
     others = [picture for path in given.distractors for picture in read_pictures(path)]
-    return evaluate.captions(systems, read_captions(given.set, given.images, given.split), others, title, progress)
+    return evaluate.captions(systems, read_captions(given.set, given.images, given.split), others, title, shown)
 
 
 def _of_service(given: argparse.Namespace) -> 'Evaluation':
+    from clipflow.cli.collection import progress
     from clipflow.cli.service import opened
     from clipflow.relevance import service
     from clipflow.relevance.captions import read_captions
+    from clipflow.relevance.tables import holds_labels
 
     ours = {
         '--model': given.model,
@@ -120,6 +127,8 @@ def _of_service(given: argparse.Namespace) -> 'Evaluation':
     ours |= {'--index-kind': given.index_kind != 'flat'}
     if wrong := [name for name, value in ours.items() if value]:
         raise InvalidParameter(f'with --host the service decides; leave out {", ".join(wrong)}')
+    if holds_labels(given.set):
+        raise InvalidParameter('--host is for captions; these pictures have labels')
     chosen = read_captions(given.set, given.images, given.split)
     with opened(given) as client:
         parameters = {'limit': _LIMIT, 'include': []} | ({'templates': given.template} if given.template else {})
@@ -129,7 +138,7 @@ def _of_service(given: argparse.Namespace) -> 'Evaluation':
             return [[(match.id, match.score) for match in matches] for matches in replies]
 
         asked = service.Service(_told(given, client), lambda: stored_ids(client), search)
-        return service.captions(asked, chosen, _title(given), _progress(given))
+        return service.captions(asked, chosen, _title(given), partial(progress, quiet=given.quiet))
 
 
 def _told(given: argparse.Namespace, client: 'Client') -> dict[str, str]:
@@ -179,14 +188,3 @@ def _other(own: 'System', changes: Sequence[str]) -> 'System':
 def _title(given: argparse.Namespace) -> str:
     folder = given.set.absolute().parent.name
     return f'{folder}/{given.set.name}' + (f', {given.split}' if given.split else '')
-
-
-def _progress(given: argparse.Namespace) -> 'Progress':
-    from clipflow.cli.collection import progress
-
-    @contextmanager
-    def shown(title: str, total: int) -> Iterator[Callable[[int], None]]:
-        with nullcontext(lambda count: None) if given.quiet else progress(title, total) as moved:
-            yield moved
-
-    return shown

@@ -54,7 +54,7 @@ def run(given: argparse.Namespace) -> int:
     if given.format == 'k8s':
         return _write_component(given.flow, given.out or given.base / 'flow', given.base)
     from clipflow.sessions.base import Options
-    from clipflow.sessions.export import exported, put
+    from clipflow.sessions.export import exported, locked, put
     from clipflow.sessions.registry import load, this_machine
     from clipflow.sessions.triton import Serving, write_repository
     from clipflow.settings import EncoderSettings
@@ -83,7 +83,8 @@ def run(given: argparse.Namespace) -> int:
         if runtime in installed:
             session = load(runtime, spec, Options('cpu', number, 1, False, cache))
             report |= _closeness(f'{runtime} {number}', spec, session, reference)
-    put(directory / 'parity.json', (json.dumps(report, indent=2) + '\n').encode())
+    with locked(directory):
+        put(directory / 'parity.json', (json.dumps(report, indent=2) + '\n').encode())
     return 0
 
 
@@ -104,7 +105,7 @@ def _from_checkout(path: Path) -> str:
 
 def _build_engines(spec: 'ModelSpec', precision: str, cache: Path) -> int:
     from clipflow.sessions.base import Options
-    from clipflow.sessions.export import exported, put
+    from clipflow.sessions.export import exported, locked, put
     from clipflow.sessions.registry import load
 
     # The log tells how far a build is.
@@ -115,7 +116,8 @@ def _build_engines(spec: 'ModelSpec', precision: str, cache: Path) -> int:
     print(f'{spec.name}: {directory}')
     reference = load('torch', spec, Options('cpu', 'float32', 1, False, cache))
     report = _closeness(f'tensorrt {precision}', spec, session, reference)
-    put(directory / 'parity.json', (json.dumps(report, indent=2) + '\n').encode())
+    with locked(directory):
+        put(directory / 'parity.json', (json.dumps(report, indent=2) + '\n').encode())
     return 0
 
 

@@ -1,6 +1,8 @@
 """`clipflow finetune`: a checkpoint that learns from captions, labels or clicks."""
 
 import argparse
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +78,16 @@ def _options(given: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
-def _run(config: Any, given: argparse.Namespace) -> int:
+def _warn_of(faults: Sequence[Any]) -> None:
     from clipflow.cli.service import warn
+
+    for fault in faults[:_SHOWN]:
+        warn(f'left out: {fault.name}: {fault.reason}')
+    if len(faults) > _SHOWN:
+        warn(f'left out: {len(faults) - _SHOWN:,} more')
+
+
+def _run(config: Any, given: argparse.Namespace) -> int:
     from clipflow.tuning import folder
     from clipflow.tuning.journal import Journal
     from clipflow.tuning.parallel import joined, processes
@@ -90,12 +100,16 @@ def _run(config: Any, given: argparse.Namespace) -> int:
         return 0
     ready = check(config, processes())
     if given.check:
-        print(f'all is well: {len(ready.data.examples):,} pairs, {ready.device}, {ready.precision}')
+        _warn_of(ready.data.faults)
+        print(
+            f'all is well: {len(ready.data.examples):,} pairs, {ready.device}, {ready.precision}; '
+            f'{len(ready.data.faults):,} entries left out'
+        )
         return 0
-    with joined(ready.device.type) as group:
+    with joined(ready.device.type) as group, ExitStack() as held:
         first = group.rank == 0
         if first:
-            folder.begin(config)
+            held.enter_context(folder.claimed(config))
         group.wait()
         journal = Journal(config.out, first, not given.quiet)
         work = Run(ready, group, journal)
@@ -107,10 +121,7 @@ def _run(config: Any, given: argparse.Namespace) -> int:
             work.close()
             journal.close()
     if first:
-        for fault in work.faults[:_SHOWN]:
-            warn(f'left out: {fault.name}: {fault.reason}')
-        if len(work.faults) > _SHOWN:
-            warn(f'left out: {len(work.faults) - _SHOWN:,} more')
+        _warn_of(work.faults)
         print(folder.table(found))
         print(f'\nthe model is in {config.out / folder.MODEL}, its card in {config.out / folder.CARD}')
     return 0

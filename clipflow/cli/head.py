@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from clipflow_client import Client
 
 _PAGE = 500
+_SHOWN = 5
 
 
 def add_commands(commands: Any) -> None:
@@ -62,8 +63,10 @@ def learn(given: argparse.Namespace) -> int:
     from clipflow.cli.service import warn
     from clipflow.tuning import head as heads
 
-    if not 0 < given.held_out < 1 or not 0 <= given.blend <= 1 or given.rank < 1:
-        raise InvalidParameter('--held-out lies between 0 and 1, --blend from 0 to 1, and --rank is at least 1')
+    if not 0 < given.held_out < 1 or not 0 <= given.blend <= 1 or given.rank < 1 or given.seed < 0:
+        raise InvalidParameter(
+            '--held-out lies between 0 and 1, --blend from 0 to 1, --rank is at least 1, and --seed at least 0'
+        )
     if given.workspace is not None and given.pairs is not None:
         raise InvalidParameter('captions are encoded by the service: with --pairs, leave out --workspace')
     recipe = heads.Recipe(given.rank, given.blend, given.held_out, given.seed)
@@ -84,7 +87,9 @@ def _from_feedback(given: argparse.Namespace) -> 'tuple[Lists, str]':
     from clipflow.clicks import read_log
     from clipflow.tuning import head as heads
 
-    entries = read_log(given.feedback)
+    read, faults = read_log(given.feedback)
+    entries = list(read.values())
+    _tell_faults([(f'line {number}', reason) for number, reason in faults.items()])
     ids = list(dict.fromkeys(name for entry in entries for name in entry.shown))
     if given.workspace is None:
         with opened(given) as client:
@@ -96,22 +101,32 @@ def _from_feedback(given: argparse.Namespace) -> 'tuple[Lists, str]':
 
 def _from_pairs(given: argparse.Namespace) -> 'tuple[Lists, str]':
     from clipflow.relevance.captions import read_captions
+    from clipflow.relevance.service import matched
     from clipflow.tuning import head as heads
 
     chosen = read_captions(given.pairs, given.images, given.split)
     with opened(given) as client:
         model = _model(client)
-        by_name = {name.rpartition('/')[2]: name for name in stored_ids(client)}
-        names = [by_name.get(picture.name.rpartition('/')[2]) for picture in chosen.pictures]
-        pairs = [(names[place], text) for place, text in chosen.captions]
-        known = [(name, text) for name, text in pairs if name is not None]
+        ids = list(stored_ids(client))
+        numbers, unmatched, _ = matched(ids, chosen)
+        _tell_faults([(fault.name, fault.reason) for fault in (*chosen.faults, *unmatched)])
+        # All documents are candidates, as in a search.
+        rows = _of_service(client, ids) if numbers else {}
+        names = {number: name for name, number in numbers.items() if name in rows}
+        known = [(names[number], text) for number, text in chosen.captions if number in names]
         if not known:
             raise NotFound(f'none of the pictures of {given.pairs} is in the service; index them under their names')
-        # All documents are candidates, as in a search.
-        rows = _of_service(client, list(by_name.values()))
-        known = [(name, text) for name, text in known if name in rows]
         queries = client.encode([text for _, text in known])
     return heads.from_pairs(queries, [name for name, _ in known], rows), model
+
+
+def _tell_faults(faults: Sequence[tuple[str, str]]) -> None:
+    from clipflow.cli.service import warn
+
+    for name, reason in faults[:_SHOWN]:
+        warn(f'{name}: {reason}')
+    if faults:
+        warn(f'{len(faults):,} faults in all were left out')
 
 
 def _model(client: 'Client') -> str:

@@ -1,6 +1,7 @@
 """`clipflow reindex`: every stored document under another model, while the service goes on."""
 
 import argparse
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from clipflow.cli.service import warn
 if TYPE_CHECKING:
     from clipflow.border.control import Caller
     from clipflow.bulk.reindex import Reindexing
+    from clipflow.store.reading import Documents
 
 _FEW = 100
 """So many changes are followed while writes wait."""
@@ -29,6 +31,13 @@ def add_commands(commands: Any) -> None:
     )
     command.add_argument('model', metavar='MODEL', help='a directory or a name, as in CLIPFLOW_MODEL')
     command.add_argument(
+        '--prefer',
+        choices=('text', 'picture'),
+        default='',
+        help='of documents with a text and a URI: which of them their vector is of. Vectors that were stored with '
+        '/index are of the text; those of a folder that was loaded or built are mostly of pictures, with captions',
+    )
+    command.add_argument(
         '--drop-missing', action='store_true', help='give up documents of which nothing is stored to embed again'
     )
     command.add_argument(
@@ -41,8 +50,6 @@ def add_commands(commands: Any) -> None:
 
 def run(given: argparse.Namespace) -> int:
     """Fill the new generation, then switch."""
-    import shutil
-
     from clipflow.border.control import service_in
     from clipflow.bulk import workspace
     from clipflow.bulk.encoding import LocalEncoder
@@ -65,8 +72,9 @@ def run(given: argparse.Namespace) -> int:
         fingerprint, name = sources[0].model()
         if fingerprint == spec.fingerprint:
             raise InvalidParameter(f'the documents in {place} are under the model {name!r} already')
+        _check_preference(sources, given.prefer)
         targets = open_.enter_context(workspace.opened(target, spec, sources[0].shards(), numbers))
-        work = Reindexing(sources, targets, open_.enter_context(LocalEncoder(spec)))
+        work = Reindexing(sources, targets, open_.enter_context(LocalEncoder(spec)), given.prefer)
         work.retry()
         with progress('embedding', sum(source.count() for source in sources)) as moved:
             moved(sum(store.count() for store in targets))
@@ -91,7 +99,7 @@ def run(given: argparse.Namespace) -> int:
         else:
             model = str(Path(given.model).absolute()) if Path(given.model).is_dir() else given.model
             service.ask('switch', model=model, folder=str(target))
-    shutil.rmtree(folder)
+    generations.remove(folder)
     thumbnails = f', {work.tally.from_thumbnails:,} of them from thumbnails' if work.tally.from_thumbnails else ''
     print(f'{count:,} documents are under the model {spec.name}{thumbnails}')
     print(
@@ -99,6 +107,16 @@ def run(given: argparse.Namespace) -> int:
         f'CLIPFLOW_MODEL={given.model}'
     )
     return 0
+
+
+def _check_preference(sources: 'Sequence[Documents]', prefer: str) -> None:
+    from clipflow.errors import InvalidParameter
+
+    if not prefer and (either := sum(source.count_of_either() for source in sources)):
+        raise InvalidParameter(
+            f'{either:,} documents have a text and a URI, and their vectors may be of either; say --prefer text '
+            '(what /index does) or --prefer picture (captions of pictures, as in folders that were loaded)'
+        )
 
 
 def _hold(service: 'Caller | None', folder: Path, held: ExitStack) -> None:

@@ -11,13 +11,17 @@ def add_commands(commands: Any) -> None:
         'train-mini',
         help='train a small model such as the bundled one',
         description='Train the projections of a small model on features of its frozen towers, from one configuration '
-        'file (models/clip-mini.yml is one). Features are kept in the folder, so that a second '
-        'training there is a matter of minutes. Interrupted, the same command goes on where it stopped.',
+        'file (models/clip-mini.yml is one). Features are kept in the folder. Interrupted, the same command goes on '
+        'where it stopped; what is already computed is not computed again.',
     )
     command.add_argument('config', type=Path, help='YAML file, such as models/clip-mini.yml')
     command.add_argument('--data', type=Path, required=True, help='folder that the paths in the file are relative to')
     command.add_argument('--out', type=Path, default=Path('runs/mini'), help='the folder of the training (runs/mini)')
-    command.add_argument('--check', action='store_true', help='check the file and the data, and train nothing')
+    command.add_argument(
+        '--check',
+        action='store_true',
+        help='check the file, the tables, the start, the classifier and the folder; decode no picture, train nothing',
+    )
     command.add_argument('--quiet', action='store_true', help='no progress bar')
     command.set_defaults(run=run)
 
@@ -25,12 +29,12 @@ def add_commands(commands: Any) -> None:
 def run(given: argparse.Namespace) -> int:
     """Check, train, and print the figures on the validation data; 130 after Ctrl-C."""
     from clipflow.cli.service import warn
-    from clipflow.tuning import mini_data
+    from clipflow.tuning.mini import MODEL, Training
     from clipflow.tuning.mini_config import MiniConfig
 
-    config = MiniConfig.load(given.config, given.data)
+    training = Training(MiniConfig.load(given.config, given.data), given.out, not given.quiet)
     if given.check:
-        data = mini_data.read(config)
+        data = training.data
         for fault in data.faults[:5]:
             warn(f'{fault.name}: {fault.reason}')
         print(
@@ -38,10 +42,8 @@ def run(given: argparse.Namespace) -> int:
             f'from, {len(data.texts):,} texts, {len(data.faults):,} entries left out'
         )
         return 0
-    from clipflow.tuning.mini import MODEL, Training
-
     try:
-        before, after = Training(config, given.out, not given.quiet).run()
+        before, after = training.run()
     except KeyboardInterrupt:
         warn('interrupted; the same command goes on where this one stopped')
         return 130

@@ -16,10 +16,16 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from clipflow.errors import InvalidParameter
+from clipflow.errors import DimensionMismatch, InvalidParameter
 from clipflow.index.base import Effort
 from clipflow.index.slots import Slots
 
+EVERYTHING = 1 << 62
+"""An effort with which everything is compared."""
+PAGE = 64
+"""As many candidates are taken for a smaller limit, so that the first pages are parts of one list."""
+SPARE = 8
+"""Candidates beyond that: some may be dead, or tie with the last."""
 EFFORTS = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048, 4096)
 """Steps of `nprobe` and `ef_search` that tuning tries."""
 _ROUNDS = 10
@@ -27,6 +33,8 @@ _ROUNDS = 10
 _BUILD_EFFORT = 200
 """`efConstruction` of a graph. FAISS takes 40, and its searches then need twice the effort for the same recall."""
 _KEPT_OPTIONS = 100
+_NEIGHBOURS = 64
+"""Of a vector in the lowest layer of a graph; all are compared when it is visited."""
 _PIECE_SECONDS = 0.02
 """Searches wait for one piece of an addition: well below the 50 ms that they may wait for writes."""
 
@@ -41,6 +49,20 @@ def check_kind(kind: str, dimension: int) -> None:
     """
     if kind not in NAMED:
         Approximate.create(kind, dimension or 768)
+
+
+def cause_of(error: RuntimeError) -> str:
+    """What FAISS says, without the C++ signature before it."""
+    return str(error).rpartition(': ')[2] or str(error)
+
+
+def _takes_filters(index: Any) -> bool:
+    """Whether a search can be told to look among some vectors only; FAISS says so before it looks at anything else."""
+    try:
+        index.search(np.zeros((1, index.d), np.float32), 1, params=faiss.SearchParameters())
+    except RuntimeError as error:
+        return 'params not supported' not in str(error)
+    return True
 
 
 class Turns:
@@ -94,8 +116,9 @@ class Approximate:
         self.faiss = index
         self.factory = factory
         self.effort = 16
-        self.rerank = 1  # so many times the limit are candidates
+        self.rerank = 1  # so many times the limit are candidates, of a kind that is not exact
         self.recall = 0.0  # as measured when both were tuned
+        self.tuned_at = 0  # vectors that there were then
         ivf = faiss.try_extract_index_ivf(index)
         self.lists = int(ivf.nlist) if ivf is not None else 0
         self._graph = 'HNSW' in factory and ivf is None
@@ -135,22 +158,39 @@ class Approximate:
             inner.do_polysemous_training = False
             inner.pq.cp.min_points_per_centroid = 1
             inner.pq.cp.niter = _ROUNDS
+        if lists is None and not _takes_filters(inner):
+            raise InvalidParameter(f'{factory!r} cannot serve: FAISS has no filters for it; choose another kind')
         return cls(index, factory)
 
     @classmethod
-    def read(cls, path: Path) -> 'Approximate':
+    def read(cls, path: Path, dimension: int = 0) -> 'Approximate':
         """A trained index without vectors, as `write` has left it.
 
+        Args:
+            path: of the file.
+            dimension: of the vectors, if it is known.
+
         Raises:
-            InvalidParameter: there is none, or it cannot be read.
+            InvalidParameter: there is none, it cannot be read, or has vectors.
+            DimensionMismatch: it is one of other vectors.
         """
         try:
             factory = path.with_suffix('.factory').read_text(encoding='utf-8')
-            return cls(faiss.read_index(str(path)), factory)
+            found = cls(faiss.read_index(str(path)), factory)
         except (OSError, RuntimeError):
             raise InvalidParameter(
                 f'{path} is no trained index; make one with `clipflow quantizer`, or unset CLIPFLOW_INDEX_TRAINED'
             ) from None
+        if len(found):
+            raise InvalidParameter(
+                f'{path} has {len(found):,} vectors in it; make an index without any with `clipflow quantizer`'
+            )
+        if dimension and found.faiss.d != dimension:
+            raise DimensionMismatch(
+                f'{path} was trained with vectors of {found.faiss.d} dimensions, not of {dimension}; make another one '
+                'with `clipflow quantizer`, or unset CLIPFLOW_INDEX_TRAINED'
+            )
+        return found
 
     def write(self, path: Path) -> None:
         """Put a trained index without vectors into a file, and its kind beside it."""
@@ -171,14 +211,24 @@ class Approximate:
         return [step for step in EFFORTS if self.lists == 0 or step < self.lists] + [self.lists or EFFORTS[-1]]
 
     def train(self, sample: NDArray[np.float32]) -> None:
-        """Learn clusters and codes from [N, D], where the kind has any."""
+        """Learn clusters and codes from [N, D], where the kind has any.
+
+        Raises:
+            InvalidParameter: the kind cannot be learnt from these.
+        """
         if not self.trained:
             ivf = faiss.try_extract_index_ivf(self.faiss)
             if ivf is not None:
                 ivf.cp.niter = _ROUNDS
                 ivf.cp.min_points_per_centroid = 1  # small collections are told so in /status, not on stdout
                 ivf.cp.max_points_per_centroid = 64
-            self.faiss.train(sample)
+            try:
+                self.faiss.train(sample)
+            except RuntimeError as error:
+                raise InvalidParameter(
+                    f'{self.factory!r} cannot be learnt from {len(sample):,} vectors: {cause_of(error)}; choose '
+                    'another CLIPFLOW_INDEX_KIND'
+                ) from None
 
     def fill(self, rows: NDArray[np.float32]) -> None:
         """Add [N, D] under the next slots while nobody searches: at once, for in small pieces FAISS mostly waits."""
@@ -205,10 +255,21 @@ class Approximate:
         asked = None if effort is None else effort.nprobe if self.lists else effort.ef_search
         return self.effort if asked is None else asked
 
+    def page(self, limit: int) -> int:
+        """How many documents to look for when `limit` are wanted: the same for all limits up to a power of two.
+
+        With another number a graph and a lossy kind find other documents, and five would not be the first of ten.
+        """
+        return max(PAGE, 1 << (limit - 1).bit_length())
+
+    def is_cheap(self, count: int) -> bool:
+        """Whether to find so many candidates is less work than to compare everything."""
+        return count * (_NEIGHBOURS if self._graph else 1) < len(self)
+
     def search(
         self, queries: NDArray[np.float32], count: int, effort: int, only: Slots | None = None
     ) -> tuple[NDArray[np.float32], NDArray[np.int64], int]:
-        """The `count` best of [Q, D] as far as the effort goes.
+        """The `count` best of [Q, D] as far as the effort goes; with `most` everything is compared.
 
         Returns:
             Cosines and slots, both [Q, count], slot -1 where nothing was found; and how many slots were searched.
@@ -219,11 +280,29 @@ class Approximate:
             mask[only[only < len(mask)]] = True
             keep = np.packbits(mask, bitorder='little')
             selector = faiss.IDSelectorBitmap(keep)
-        options = self._options(effort, count, selector) if selector is not None else self._usual(effort, count)
+        rows = np.ascontiguousarray(queries)
         with self._turns.reading():
             total = len(self)
-            scores, slots = self.faiss.search(np.ascontiguousarray(queries), min(count, max(total, 1)), params=options)
+            searched = self.faiss
+            if self._graph and effort >= self.most:
+                # Not every vector of a graph can be reached: the vectors themselves are compared.
+                searched, rows = self._beneath(rows)
+                options = None if selector is None else faiss.SearchParameters(sel=selector)
+            elif selector is not None:
+                options = self._options(effort, count, selector)
+            else:
+                options = self._usual(effort, count)
+            scores, slots = searched.search(rows, min(count, max(total, 1)), params=options)
         return scores, slots, total
+
+    def _beneath(self, rows: NDArray[np.float32]) -> tuple[Any, NDArray[np.float32]]:
+        """The vectors of a graph, as an index, and [Q, D] as it takes them."""
+        graph = faiss.downcast_index(self.faiss)
+        if self._transformed:
+            for number in range(graph.chain.size()):
+                rows = graph.chain.at(number).apply(rows)
+            graph = faiss.downcast_index(graph.index)
+        return faiss.downcast_index(graph.storage), rows
 
     def _usual(self, effort: int, count: int) -> Any:
         """Options without a selector: kept, because making them takes a while and requests ask alike."""
@@ -261,7 +340,7 @@ class Approximate:
         if self.lists:
             options = faiss.SearchParametersIVF(nprobe=min(effort, self.lists), **given)
         elif self._graph:
-            options = faiss.SearchParametersHNSW(efSearch=max(effort, count), **given)
+            options = faiss.SearchParametersHNSW(efSearch=min(max(effort, count), len(self)), **given)
         else:
             options = faiss.SearchParameters(**given)
         return faiss.SearchParametersPreTransform(index_params=options) if self._transformed else options

@@ -12,12 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipflow.quantiles import DECIMALS
-from clipflow.store.sqlite import Store
 
 SAMPLE = 1000
 _STALE = 0.1
-"""The sample is drawn again when the collection has grown or shrunk by this share."""
-_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
+"""The sample is drawn again when this share of the collection has changed."""
 
 
 class Background:
@@ -31,21 +29,22 @@ class Background:
         self._draw = draw
         self._rows: NDArray[np.float32] | None = None
         self._count = 0
+        self._changes, self._drawn_at = 0, 0
         self._drawing = threading.Lock()
+
+    def changed(self, count: int) -> None:
+        """So many documents have been added, replaced or deleted; for one writer at a time, after each write."""
+        self._changes += count
 
     def scores(self, query: NDArray[np.float32], count: int) -> NDArray[np.float64]:
         """Cosines of a query [D] with the sample, ascending, [n]; `count` is the size of the collection."""
         with self._drawing:
-            if self._rows is None or abs(count - self._count) > _STALE * self._count:
+            # Others may write to the collection too, of whom only the count tells.
+            changes = max(self._changes - self._drawn_at, abs(count - self._count))
+            if self._rows is None or changes > _STALE * self._count:
+                self._drawn_at = self._changes  # before the drawing, which may miss what is written meanwhile
                 self._rows, self._count = self._draw(), count
             rows = self._rows
         if not len(rows) or rows.shape[1] != len(query):
             return np.empty(0)
         return np.sort((rows.astype(np.float64) @ query.astype(np.float64)).round(DECIMALS))
-
-
-def sample_of(store: Store) -> NDArray[np.float32]:
-    """Vectors of the documents whose scrambled keys are the smallest, so that most of them stay, [n, D]."""
-    keys = store.keys()
-    scrambled = keys.astype(np.uint64) * _MULTIPLIER  # Fibonacci hashing: neighbours fall far apart
-    return store.vectors_of(keys[np.argsort(scrambled)[:SAMPLE]])[1]

@@ -1,6 +1,6 @@
 """The contract of a vector index: keys and unit vectors in, the best keys out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -23,6 +23,30 @@ class Effort:
 
     nprobe: int | None = None
     ef_search: int | None = None
+
+
+class Stored(Protocol):
+    """Vectors under their keys, as a store has them."""
+
+    def count(self) -> int:
+        """N."""
+        ...
+
+    def dimension(self) -> int:
+        """D."""
+        ...
+
+    def vectors(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        """All keys and vectors, in blocks of [n] and [n, D]."""
+        ...
+
+    def sample(self, most: int) -> NDArray[np.float32]:
+        """Vectors from everywhere, in no rhythm, [n, D]; all if there are fewer."""
+        ...
+
+    def vectors_of(self, keys: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Of [N] keys those that exist, [n], and their vectors, [n, D]."""
+        ...
 
 
 class VectorIndex(Protocol):

@@ -1,6 +1,7 @@
 """Which kind of index serves a collection: from its size, the memory that may be used, and the wish of the settings."""
 
 import os
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -67,6 +68,9 @@ def choose(wanted: Wanted, count: int, dimension: int, current: Choice | None = 
         vectors = 'float32' if wanted.vectors == 'auto' else wanted.vectors
         found = _because(_named(wanted.kind, vectors, count, dimension), 'asked for')
     else:
+        lists = re.search(r'IVF(\d+)', wanted.kind)
+        if lists is not None and count < int(lists[1]):
+            return _because(flat, f'exact; {wanted.kind} begins at {int(lists[1]):,} documents')
         found = Choice('factory', wanted.kind, count * (4 * dimension + TABLE_BYTES), 'asked for')
     return _kept(current, found)
 

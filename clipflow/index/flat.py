@@ -112,11 +112,19 @@ def floor(scores: NDArray[np.float32], limit: int) -> float:
     return float(np.partition(scores, len(scores) - limit)[len(scores) - limit]) - MARGIN
 
 
-def cut(keys: NDArray[np.int64], scores: NDArray[np.float64], limit: int) -> Ranked:
-    """Sort [N] keys by their cosines and keep the `limit` best, and ties with the last.
+def cosines(query: NDArray[np.float32], rows: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Of [D] with [N, D] unit vectors, [N].
 
-    Cosines are in float64: equal vectors score equally wherever they lie, which a float32 product does not promise.
+    In float64: equal vectors score equally wherever they lie, which a float32 product does not promise.
     """
+    if not len(rows):
+        return np.empty(0)
+    found: NDArray[np.float64] = rows.astype(np.float64) @ query.astype(np.float64)
+    return found
+
+
+def cut(keys: NDArray[np.int64], scores: NDArray[np.float64], limit: int) -> Ranked:
+    """Sort [N] keys by their `cosines` and keep the `limit` best, and ties with the last."""
     if not len(keys):
         return keys, scores
     order = np.argsort(-scores, kind='stable')

@@ -20,9 +20,12 @@ from numpy.typing import NDArray
 
 from clipflow.errors import ClipflowError, StorageFull
 from clipflow.index import snapshot
-from clipflow.index.build import QUERIES, build
+from clipflow.index.build import build
 from clipflow.index.choice import Choice, Wanted, choose
 from clipflow.index.layered import LayeredIndex
+from clipflow.index.loading import load
+from clipflow.index.snapshot import Moment
+from clipflow.index.tuning import GROWN, QUERIES, retune
 from clipflow.store import layout
 from clipflow.store.sqlite import Store
 
@@ -71,7 +74,7 @@ class Keeper:
         self._store, self._wanted, self._policy = store, wanted, policy
         self.index: LayeredIndex | None = None
         self.choice: Choice | None = None
-        self.started = ''
+        self.started = 'empty'
         self.snapshot_sequence = 0
         self._asked: deque[NDArray[np.float32]] = deque(maxlen=QUERIES)
         self._now = _Now()
@@ -80,9 +83,19 @@ class Keeper:
         self._tending = threading.Lock()
         self._changes, self._changed_at = 0, 0.0
         self._wake, self._stop = threading.Event(), threading.Event()
-        self._start()
+        self._load()
         self._thread = threading.Thread(target=self._run, name='keeper', daemon=True)
         self._thread.start()
+
+    def _load(self) -> None:
+        begun = time.monotonic()
+        found = load(self._store, self._wanted, self._watch)
+        self._now = _Now()
+        if found is not None:
+            self.index, self.choice = found.index, found.choice
+            self.snapshot_sequence, self._changes, self._changed_at = found.sequence, found.later, begun
+            self.started = f'{found.how}, in {time.monotonic() - begun:.1f} s'
+            log.info(self.started)
 
     # What the owner calls.
 
@@ -93,20 +106,22 @@ class Keeper:
                 self.index = LayeredIndex(rows.shape[1], self._store.vectors_of)
                 self.choice = choose(Wanted('flat'), 0, rows.shape[1])
             self.index.put(keys, rows)
-            self._note(keys)
+            self._changed(keys)
 
     def remove(self, keys: NDArray[np.int64]) -> None:
         """Keys are gone from the store."""
         with self.writing:
             if self.index is not None:
                 self.index.remove(keys)
-                self._note(keys)
+                self._changed(keys)
                 if not len(self.index):
                     self._forget()
 
     def clear(self) -> None:
         """Everything is gone from the store."""
         with self.writing:
+            if self.index is not None:
+                self._note(len(self.index))
             self._forget()
 
     def asked(self, queries: NDArray[np.float32]) -> None:
@@ -114,18 +129,21 @@ class Keeper:
         self._asked.extend(queries[-QUERIES:])
 
     def snapshot(self) -> dict[str, Any]:
-        """Write one now.
+        """Write one now; of an empty index there is none.
 
         Raises:
             StorageFull: it could not be written; the snapshot before it stays.
         """
         with self._tending:
-            with self.writing:
-                if self.index is None or self.choice is None:
-                    return {'documents': 0, 'sequence': self._store.last_sequence(), 'bytes': 0}
-                moment = snapshot.Moment.of(self.index, self.choice, self._store)
-                changes, self._changes = self._changes, 0
+            changes = 0
             try:
+                with self.writing:
+                    moment = self._moment()
+                    changes, self._changes = self._changes, 0
+                if moment is None:
+                    snapshot.drop(self._folder)
+                    self.snapshot_sequence = 0
+                    return {'documents': 0, 'sequence': self._store.last_sequence(), 'bytes': 0}
                 path = snapshot.write(self._folder, moment)
             except OSError as error:
                 self._changes += changes  # still to be done
@@ -134,6 +152,14 @@ class Keeper:
             self.snapshot_sequence = moment.sequence
             size = sum(file.stat().st_size for file in path.iterdir())
         return {'documents': int(np.count_nonzero(moment.keys)), 'sequence': moment.sequence, 'bytes': size}
+
+    @property
+    def _folder(self) -> Path:
+        return self._store.directory / layout.SNAPSHOTS
+
+    def _moment(self) -> Moment | None:
+        index, choice = self.index, self.choice
+        return None if index is None or choice is None else Moment.of(index, choice, self._store)
 
     def status(self) -> dict[str, Any]:
         """For `/status`."""
@@ -158,7 +184,7 @@ class Keeper:
     def _warnings(self) -> list[str]:
         found = list(self._now.problems.values())
         main, wanted = self.index.main if self.index is not None else None, self._wanted.recall
-        if main is not None and 0 < main.recall < wanted:
+        if main is not None and len(main) and main.recall < wanted:
             found.append(
                 f'{main.factory} finds {main.recall:.3f} of the ten best at most, {wanted} are asked for; choose '
                 'another CLIPFLOW_INDEX_KIND, or auto with more CLIPFLOW_INDEX_MEMORY'
@@ -171,43 +197,6 @@ class Keeper:
         self._wake.set()
         self._thread.join()
 
-    # The start.
-
-    @property
-    def _folder(self) -> Path:
-        return self._store.directory / layout.SNAPSHOTS
-
-    def _start(self) -> None:
-        begun = time.monotonic()
-        dimension = self._store.dimension()
-        if not dimension:
-            self.started = 'empty'
-            return
-        try:
-            self.index, self.choice, sequence = snapshot.read(self._folder, self._store)
-        except snapshot.Unusable as reason:
-            count = self._store.count()
-            self.choice = choose(self._wanted, count, dimension)
-            flat = choose(Wanted('flat'), count, dimension)
-            if flat.memory <= self._wanted.memory:
-                # Serve at once; the thread makes it the right kind.
-                self.choice = flat
-            self.index = build(self._store, self.choice, self._queries(dimension), self._wanted.recall, self._watch)
-            self.started = f'{len(self.index):,} documents read from the database ({reason})'
-        else:
-            known = self.index.table.view
-            gone = np.setdiff1d(known.keys[known.all_alive()], self._store.keys(), assume_unique=True)
-            self.index.remove(gone)
-            count = len(gone)
-            for keys, rows in self._store.vectors_since(sequence):
-                self.index.put(keys, rows)
-                count += len(keys)
-            self.snapshot_sequence, self._changes, self._changed_at = sequence, count, begun
-            self.started = f'{len(self.index):,} documents from a snapshot, {count:,} later changes'
-        self._now = _Now()
-        self.started += f', in {time.monotonic() - begun:.1f} s'
-        log.info(self.started)
-
     # The thread.
 
     def _run(self) -> None:
@@ -215,7 +204,8 @@ class Keeper:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
         faiss.omp_set_num_threads(max(1, faiss.omp_get_max_threads() // 2))
         while not self._stop.is_set():
-            for name, task in (('building', self._renew), ('merging', self._merge), ('snapshot', self._save)):
+            tasks = (self._renew, self._merge, self._tune, self._save)
+            for name, task in zip(('building', 'merging', 'tuning', 'snapshot'), tasks, strict=True):
                 self._attempt(name, task)
             # What failed is not tried again at every write.
             waiting = self._stop if self._now.problems else self._wake
@@ -287,6 +277,12 @@ class Keeper:
                 self._watch('merging', 0.0)
                 index.merge(MERGE_AT)
 
+    def _tune(self) -> None:
+        """Find the effort anew when the FAISS part has grown: to more vectors a small effort finds too few."""
+        index = self.index
+        if index is not None and index.main is not None and len(index.main) >= max(1, GROWN * index.main.tuned_at):
+            retune(self._store, index, self._queries(index.dimension), self._wanted.recall, self._watch)
+
     def _save(self) -> None:
         late = self._changes > 0 and time.monotonic() - self._changed_at >= self._policy.seconds
         if self._changes >= self._policy.changes or late:
@@ -304,15 +300,20 @@ class Keeper:
         late = [query for query in list(self._asked) if len(query) == dimension]
         return np.stack(late) if late else np.empty((0, dimension), np.float32)
 
-    def _note(self, keys: NDArray[np.int64]) -> None:
+    def _changed(self, keys: NDArray[np.int64]) -> None:
         if self._journal is not None:
             self._journal.append(keys)
+        index, choice = self.index, self.choice
+        if index is not None and choice is not None and self._is_due(index, choice):
+            self._wake.set()
+        self._note(len(keys))
+
+    def _note(self, count: int) -> None:
+        """So many changes are in no snapshot yet."""
         if not self._changes:
             self._changed_at = time.monotonic()
-        self._changes += len(keys)
-        index, choice = self.index, self.choice
-        due = index is not None and choice is not None and self._is_due(index, choice)
-        if due or self._changes >= self._policy.changes:
+        self._changes += count
+        if self._changes >= self._policy.changes:
             self._wake.set()
 
     def _is_due(self, index: LayeredIndex, choice: Choice) -> bool:

@@ -10,12 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from clipflow.index.approximate import Approximate
+from clipflow.index.approximate import EVERYTHING, SPARE, Approximate
 from clipflow.index.base import Effort, Ranked, Reader
-from clipflow.index.flat import BLOCK, Candidates, Rows, Vectors, cut, floor, scan
+from clipflow.index.flat import BLOCK, Candidates, Rows, Vectors, cosines, cut, floor, scan
 from clipflow.index.slots import Slots, SlotTable, View
 
-SPARE = 8
 SUBSET = 0.1
 """Up to this share of documents that pass a filter, flat compares their vectors one by one (docs/indexer.md)."""
 SUBSET_STORED = 20_000
@@ -148,7 +147,7 @@ class LayeredIndex:
             # In float32 first: only what may be among the best is worth the exact product.
             about = rows @ query
             close = about >= floor(about, search.limit)
-            found.append(cut(keys[close], _cosines(query, rows[close]), search.limit))
+            found.append(cut(keys[close], cosines(query, rows[close]), search.limit))
         return found
 
     def _stored(self, slots: Slots, search: _Search) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
@@ -177,50 +176,66 @@ class LayeredIndex:
         self, queries: NDArray[np.float32], main: Approximate, search: _Search
     ) -> tuple[list[Candidates], int]:
         """Candidates from the FAISS part, enough of them alive if there are enough; and where the part ended."""
-        wanted = search.limit * main.rerank + SPARE
-        effort = main.chosen(search.effort)
-        while True:
-            scores, slots, total = main.search(queries, wanted, effort, search.only)
-            found = []
-            for row, cosines in zip(slots, scores, strict=True):
-                if not search.view.dead and total <= search.view.count and row[-1] >= 0:
-                    found.append((row, cosines))
-                    continue
-                good = row >= 0
-                good[good] = search.view.alive(row[good])
-                found.append((row[good], cosines[good]))
-            least = min(len(row) for row, _ in found)
-            if least >= search.limit or (wanted >= total and effort == main.most):
-                return found, total
-            if least >= _living(search, total):
-                return found, total
-            # Too many dead among them, or too small an effort to find as many: look for more, up to everything.
-            wanted, effort = min(wanted * 4, max(total, 1)), main.most
+        effort, only = main.chosen(search.effort), search.only
+        page = main.page(search.limit)
+        # Some of the candidates are dead: about so many as of all.
+        wanted = int(page * main.rerank * (1 + 2 * search.view.dead / search.view.count)) + SPARE
+        scores, slots, total = main.search(queries, wanted, effort, only)
+        found = [_alive(*pair, search.view, total) for pair in zip(slots, scores, strict=True)]
+        # Where a row is not full, all that the effort reaches has been seen; else a page is looked for, not the limit.
+        few = [n for n, row in enumerate(slots) if len(found[n][0]) < (page if row[-1] >= 0 else search.limit)]
+        living = _living(search, total) if few else 0
+        few = [n for n in few if len(found[n][0]) < living]
+        while few:
+            if (slots[:, -1] >= 0).all() and main.is_cheap(wanted * 4):
+                wanted *= 4  # too many of them are dead
+            else:  # the effort is too small to find enough: compare all that live
+                few = [n for n in few if len(found[n][0]) < min(search.limit, living)]
+                effort, only = EVERYTHING, search.view.all_alive() if search.only is None else search.only
+            if not few:
+                break
+            scores, slots, _ = main.search(queries[few], wanted, effort, only)
+            for n, row, about in zip(few, slots, scores, strict=True):
+                found[n] = _alive(row, about, search.view, total)
+            few = [n for n in few if len(found[n][0]) < min(page, living)] if effort != EVERYTHING else []
+        return found, total
 
     def _joined(
         self, query: NDArray[np.float32], older: Candidates | None, newer: Candidates, search: _Search
     ) -> Ranked:
         """The best of both parts, scored alike: equal vectors tie, and a merge between two searches changes nothing."""
-        keys, cosines = search.view.keys[newer[0]], np.empty(0)
+        keys, scores = search.view.keys[newer[0]], np.empty(0)
         if len(keys):
-            cosines = _cosines(query, search.held.gathered(newer[0]))
+            scores = cosines(query, search.held.gathered(newer[0]))
         if older is not None and self.main is not None and len(older[0]):
             slots, about = older
             if self.main.exact:
                 slots = slots[about >= floor(about, search.limit)]
-                more, rows = search.view.keys[slots], self.main.rows(slots)
-            else:
-                assert self._read is not None
-                more, rows = self._read(search.view.keys[slots])
-            keys, cosines = np.concatenate([more, keys]), np.concatenate([_cosines(query, rows), cosines])
-        return cut(keys, cosines, search.limit)
+            more, rows = self.vectors_at(search.view.keys[slots], slots)
+            keys, scores = np.concatenate([more, keys]), np.concatenate([cosines(query, rows), scores])
+        return cut(keys, scores, search.limit)
+
+    def vectors_at(self, keys: NDArray[np.int64], slots: Slots) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Of [N] keys in the FAISS part those that exist, [n], and their vectors as they were stored, [n, D]."""
+        assert self.main is not None
+        if self.main.exact:
+            return keys, self.main.rows(slots)
+        assert self._read is not None
+        return self._read(keys)
+
+    def keys_at(self, slots: Slots) -> NDArray[np.int64]:
+        """The key in each of [N] slots; -1 for a dead one."""
+        view = self.table.view
+        return np.where(view.alive(slots), view.keys[slots], -1)
 
 
-def _cosines(query: NDArray[np.float32], rows: NDArray[np.float32]) -> NDArray[np.float64]:
-    if not len(rows):
-        return np.empty(0)
-    cosines: NDArray[np.float64] = rows.astype(np.float64) @ query.astype(np.float64)
-    return cosines
+def _alive(slots: Slots, about: NDArray[np.float32], view: View, total: int) -> Candidates:
+    """Of what was found in the first `total` slots all that lives."""
+    if not view.dead and total <= view.count and slots[-1] >= 0 and slots.max() < total:
+        return slots, about
+    good = (slots >= 0) & (slots < total)
+    good[good] = view.alive(slots[good])
+    return slots[good], about[good]
 
 
 def _living(search: _Search, total: int) -> int:

@@ -7,8 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipflow.filters import Filter
-from clipflow.index.background import Background, sample_of
+from clipflow.index.background import SAMPLE, Background
 from clipflow.index.choice import Wanted
+from clipflow.index.flat import cosines
 from clipflow.index.keeper import Keeper, Snapshots
 from clipflow.index.sifting import Hit, Query, sifted
 from clipflow.quantiles import DECIMALS
@@ -17,6 +18,9 @@ from clipflow.store.reading import Record
 from clipflow.store.sqlite import Store
 
 __all__ = ['Hit', 'LiveIndex', 'Query']
+
+_TRIES = 4
+"""Searches for one request, while others delete what it finds."""
 
 
 class LiveIndex:
@@ -31,7 +35,7 @@ class LiveIndex:
     def __init__(self, store: Store, wanted: Wanted | None = None, snapshots: Snapshots | None = None) -> None:
         self.store = store
         self._precision = store.precision() or 'float'  # a store of before this was kept holds floats
-        self._background = Background(lambda: sample_of(store))
+        self._background = Background(lambda: store.sample(SAMPLE))
         self.keeper = Keeper(store, wanted or Wanted(), snapshots or Snapshots())
         self._writing = self.keeper.writing
 
@@ -53,12 +57,14 @@ class LiveIndex:
                 self._precision = precision
             matrix = np.stack([record.vector for record in records if record.vector is not None])
             self.keeper.put(keys, matrix)
+            self._background.changed(len(keys))
 
     def delete(self, ids: Sequence[str] = (), matching: Filter | None = None) -> int:
         """Delete by ids or filter; on return they are gone from disk and from results. Returns the count."""
         with self._writing:
             keys = self.store.delete(ids, matching)
             self.keeper.remove(keys)
+            self._background.changed(len(keys))
             return len(keys)
 
     def clear(self) -> int:
@@ -66,12 +72,14 @@ class LiveIndex:
         with self._writing:
             count = self.store.clear()
             self.keeper.clear()
+            self._background.changed(count)
             return count
 
     def search(self, queries: NDArray[np.float32], query: Query) -> list[list[Hit]]:
         """For each of [Q, D] unit vectors its hits, best first, ties by id; or in the order of a tag."""
         allowed = self.store.matching_keys(query.matching) if query.matching is not None else None
-        self.keeper.asked(queries)
+        if query.texts:
+            self.keeper.asked(queries)
         if not query.is_plain:
             return [self._sifted(row, allowed, query) for row in queries]
         return self._nearest(queries, query.limit, allowed, query)
@@ -87,19 +95,22 @@ class LiveIndex:
         index = self.keeper.index
         if index is None:
             return [[] for _ in queries]
-        ranked = index.search(queries, count, allowed, query.effort)
-        wanted = {int(key) for keys, _ in ranked for key in keys}
-        vectors = query.vectors or query.dedup is not None
-        records = self.store.by_keys(sorted(wanted), thumbnails=query.thumbnails, vectors=vectors)
-        result = []
-        for keys, scores in ranked:
-            pairs = zip(keys.tolist(), scores.tolist(), strict=True)
-            # A key can be gone from the store by now: a delete came in between, and it must not show.
-            hits = [Hit(records[key], round(score, DECIMALS)) for key, score in pairs if key in records]
-            hits.sort(key=lambda hit: (-hit.score, hit.record.id))
-            floor = -2.0 if query.min_score is None else query.min_score
-            result.append([hit for hit in hits[:count] if hit.score >= floor])
-        return result
+        more = 0
+        for _ in range(_TRIES):
+            ranked = [keys.tolist() for keys, _ in index.search(queries, count + more, allowed, query.effort)]
+            wanted = sorted({key for keys in ranked for key in keys})
+            # A document may have been written or deleted since: what is told of it is all of the one version that the
+            # store has now, the score too.
+            records = self.store.by_keys(wanted, thumbnails=query.thumbnails, vectors=True, matching=query.matching)
+            found = [
+                [records[key] for key in keys if key in records and _fits(records[key], row)]
+                for keys, row in zip(ranked, queries, strict=True)
+            ]
+            gone = [len(keys) - len(some) for keys, some in zip(ranked, found, strict=True)]
+            if all(not some or len(kept) >= count for some, kept in zip(gone, found, strict=True)):
+                break
+            more += max(gone)
+        return [_best(some, row, count, query) for some, row in zip(found, queries, strict=True)]
 
     def _sifted(self, row: NDArray[np.float32], allowed: NDArray[np.int64] | None, query: Query) -> list[Hit]:
         background = self._background.scores(row, len(self)) if query.compared else np.empty(0)
@@ -121,3 +132,19 @@ class LiveIndex:
         """Stop the work in the background and close the store; once more does nothing."""
         self.keeper.close()
         self.store.close()
+
+
+def _fits(record: Record, query: NDArray[np.float32]) -> bool:
+    return record.vector is not None and len(record.vector) == len(query)
+
+
+def _best(records: Sequence[Record], query: NDArray[np.float32], count: int, asked: Query) -> list[Hit]:
+    """The `count` best of some records, scored anew with a query [D], ties by id."""
+    if not records:
+        return []
+    rows = np.stack([record.vector for record in records if record.vector is not None])
+    scores = cosines(query, rows).round(DECIMALS).tolist()
+    hits = [Hit(record, score) for record, score in zip(records, scores, strict=True)]
+    hits.sort(key=lambda hit: (-hit.score, hit.record.id))
+    floor = -2.0 if asked.min_score is None else asked.min_score
+    return [hit for hit in hits[:count] if hit.score >= floor]

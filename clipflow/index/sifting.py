@@ -14,8 +14,10 @@ from clipflow.quantiles import floor_of, percentile
 from clipflow.store.reading import Record
 from clipflow.vectors import distinct
 
-RELEVANT = 1000
-"""At most so many of the relevant documents are put into the order of a tag."""
+_DISPLACED = 2
+"""A shard finds so many times as many without near-duplicates, because those of other shards displace some."""
+_SENT = 1000
+"""Of near-duplicates only those among so many of the nearest are sent to be compared with those of other shards."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class Query:
         sort_by: order what is relevant by this tag; `-` before it turns the order round.
         thumbnails, vectors, percentiles: come with the results.
         effort: of an approximate kind.
+        shared: other shards answer too, and which of groups and near-duplicates are shown is decided among all.
+        texts: the vectors are of texts; the effort is tuned with such.
     """
 
     limit: int
@@ -46,6 +50,8 @@ class Query:
     vectors: bool = False
     percentiles: bool = False
     effort: Effort | None = None
+    shared: bool = False
+    texts: bool = False
 
     @property
     def drops(self) -> bool:
@@ -82,18 +88,28 @@ def sifted(query: Query, nearest: Callable[[int, Query], list[Hit]], background:
         nearest: so many of the best that reach the `min_score` of a query; fewer only when there are no more.
         background: cosines of the query with a sample of the collection, ascending; empty where nothing is compared.
     """
-    enough = RELEVANT if query.sort_by else query.limit
+    undecided = query.shared and query.dedup is not None
+    enough = order.RELEVANT if query.sort_by else query.limit * (_DISPLACED if undecided else 1)
     if query.relevance is not None:
         floor = floor_of(query.relevance, background)
         query = replace(query, min_score=max(floor, query.min_score if query.min_score is not None else -1.0))
     count = enough * 4 if query.drops else enough
     while True:
-        hits = nearest(count, query)
-        kept = _kept(hits, query)
-        if len(kept) >= enough or len(hits) < count:
+        near = nearest(count, query)
+        hits = near if query.group_by is None else _first_of_groups(near, query.group_by)
+        places = list(range(len(hits)))[:enough] if query.dedup is None else _distinct(hits, query.dedup, enough)
+        if len(places) == enough or len(near) < count:
             break
         count *= 4
-    kept = kept[:enough] if query.sort_by is None else _in_order(kept[:enough], query.sort_by)[: query.limit]
+    if undecided:
+        # What is left out here for a better one is shown if that one is left out for a still better one elsewhere.
+        end = places[-1] if len(places) == enough else len(hits)
+        places = sorted({*places, *range(min(end, _SENT))})
+    kept = [hits[place] for place in places]
+    if query.sort_by is not None:
+        kept = _in_order(kept, query.sort_by)
+        if not (query.shared and query.drops):
+            kept = kept[: query.limit]
     if query.percentiles:
         kept = [replace(hit, percentile=percentile(hit.score, background)) for hit in kept]
     return kept
@@ -105,16 +121,16 @@ def _in_order(hits: list[Hit], sort_by: str) -> list[Hit]:
     return order.ordered(marked, lambda hit: hit.mark or order.mark_of(None), descending=descending)
 
 
-def _kept(hits: list[Hit], query: Query) -> list[Hit]:
-    """The first of each group, and nothing that is nearly the same as a better one."""
-    if query.group_by is not None:
-        best: dict[str, Hit] = {}
-        for hit in hits:
-            # Documents without the tag form one group.
-            group = json.dumps(order.tag_value(json.loads(hit.record.tags), query.group_by), sort_keys=True)
-            best.setdefault(group, replace(hit, group=group))
-        hits = list(best.values())
-    if query.dedup is not None and hits:
-        rows = np.stack([hit.record.vector for hit in hits if hit.record.vector is not None])
-        hits = [hits[number] for number in distinct(rows, query.dedup)]
-    return hits
+def _first_of_groups(hits: list[Hit], group_by: str) -> list[Hit]:
+    best: dict[str, Hit] = {}
+    for hit in hits:
+        # Documents without the tag form one group.
+        group = json.dumps(order.tag_value(json.loads(hit.record.tags), group_by), sort_keys=True)
+        best.setdefault(group, replace(hit, group=group))
+    return list(best.values())
+
+
+def _distinct(hits: list[Hit], dedup: float, most: int) -> list[int]:
+    """Places of the first `most` that are not nearly the same as one before them that is kept."""
+    rows = [hit.record.vector for hit in hits if hit.record.vector is not None]
+    return distinct(np.stack(rows), dedup, most) if rows else []

@@ -1,13 +1,16 @@
-"""An index on disk, so that a start need not build it again: a directory `snapshots/<sequence>` beside the database.
+"""An index on disk, so that a start need not build it again: a directory `snapshots/<number>` beside the database.
 
     meta.json   format, token, sequence, kind, checksums           keys.i64   key of each slot, 0 for a dead one
     main.faiss  the FAISS part, where there is one                 rows.f32   vectors of the slots after it
 
 A snapshot is derived: everything in it can be built from the database. It is written under a temporary name, synced and
-renamed; what does not match its checksums, or belongs to another database, is not used.
+renamed to the next number, so that the one before it is there until then; what does not match its checksums, or belongs
+to another database, is not used.
 """
 
+import errno
 import json
+import os
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -20,11 +23,13 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from clipflow.errors import StorageFull
 from clipflow.files import sync
-from clipflow.index.approximate import Approximate
+from clipflow.index.approximate import Approximate, cause_of
 from clipflow.index.choice import Choice
 from clipflow.index.flat import BLOCK
 from clipflow.index.layered import LayeredIndex
+from clipflow.store import layout
 from clipflow.store.sqlite import Store
 
 FORMAT = 1
@@ -42,7 +47,7 @@ class Moment:
     index: LayeredIndex
     choice: Choice
     token: str
-    """Stands in the database too, as one of the latest two."""
+    """Stands in the database too, beside that of the snapshot which is there already."""
     sequence: int
     keys: NDArray[np.int64]
     start: int
@@ -50,12 +55,19 @@ class Moment:
 
     @classmethod
     def of(cls, index: LayeredIndex, choice: Choice, store: Store) -> 'Moment':
-        """Nobody may write to the store or merge the index during this call."""
+        """Nobody may write to the store or merge the index during this call.
+
+        Raises:
+            OSError: the disk is full.
+        """
         view = index.table.view
         keys = view.keys[: view.count].copy()
         keys[view.died[: view.count] <= view.version] = 0
         token = secrets.token_hex(8)
-        store.note_snapshot(token)
+        try:
+            store.note_snapshot(token, _token(newest(store.directory / layout.SNAPSHOTS)))
+        except StorageFull:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
         return cls(index, choice, token, store.last_sequence(), keys, view.count - index.unmerged)
 
 
@@ -65,8 +77,9 @@ def write(folder: Path, moment: Moment) -> Path:
     Raises:
         OSError: the disk is full or cannot be written; older snapshots stay as they are.
     """
-    final = folder / str(moment.sequence)
-    temporary = folder / f'{moment.sequence}.part'
+    before = newest(folder)
+    final = folder / str(1 if before is None else int(before.name) + 1)
+    temporary = final.with_suffix('.part')
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
@@ -83,13 +96,12 @@ def write(folder: Path, moment: Moment) -> Path:
             'dimension': moment.index.dimension,
             'choice': asdict(moment.choice),
             'factory': main.factory if main is not None else '',
-            'tuned': [main.effort, main.rerank, main.recall] if main is not None else [],
+            'tuned': [main.effort, main.rerank, main.recall, main.tuned_at] if main is not None else [],
             'sums': sums,
         }
         (temporary / 'meta.json').write_text(json.dumps({'meta': meta, 'sum': _sum_of(meta)}))
         for path in [*temporary.iterdir(), temporary]:
             sync(path)
-        shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
         sync(folder)
     except BaseException:
@@ -101,16 +113,31 @@ def write(folder: Path, moment: Moment) -> Path:
     return final
 
 
+def newest(folder: Path) -> Path | None:
+    """The newest snapshot, whether or not it can be used."""
+    numbers = [int(path.name) for path in folder.glob('*') if path.name.isdigit()] if folder.is_dir() else []
+    return folder / str(max(numbers)) if numbers else None
+
+
+def drop(folder: Path) -> None:
+    """Delete all snapshots: the index is empty.
+
+    Raises:
+        OSError: they cannot be deleted.
+    """
+    if folder.is_dir():
+        shutil.rmtree(folder)
+
+
 def read(folder: Path, store: Store) -> tuple[LayeredIndex, Choice, int]:
-    """The newest snapshot: the index as it was, its kind, and the sequence number up to which it knows the store.
+    """The index as it was in the newest snapshot, its kind, and the sequence number up to which it knows the store.
 
     Raises:
         Unusable: there is none, it is damaged, or it does not belong to this database.
     """
-    numbers = [int(path.name) for path in folder.glob('*') if path.name.isdigit()] if folder.is_dir() else []
-    if not numbers:
+    path = newest(folder)
+    if path is None:
         raise Unusable('there is no snapshot')
-    path = folder / str(max(numbers))
     try:
         written = json.loads((path / 'meta.json').read_text())
         meta = written['meta']
@@ -127,6 +154,14 @@ def read(folder: Path, store: Store) -> tuple[LayeredIndex, Choice, int]:
         raise Unusable(f'it cannot be read: {str(error)[:200] or type(error).__name__}') from None
 
 
+def _token(path: Path | None) -> str:
+    """That of a snapshot; empty if there is none that can be read."""
+    try:
+        return '' if path is None else str(json.loads((path / 'meta.json').read_text())['meta']['token'])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ''
+
+
 def _index(path: Path, meta: dict[str, Any], store: Store) -> LayeredIndex:
     sums, dimension = meta['sums'], int(meta['dimension'])
     if store.dimension() not in (0, dimension):
@@ -135,7 +170,8 @@ def _index(path: Path, meta: dict[str, Any], store: Store) -> LayeredIndex:
     if 'main.faiss' in sums:
         _check(path / 'main.faiss', sums, _sum(path / 'main.faiss'))
         main = Approximate(faiss.read_index(str(path / 'main.faiss')), meta['factory'])
-        main.effort, main.rerank, main.recall = meta['tuned']
+        # One of before that was noted is tuned again.
+        main.effort, main.rerank, main.recall, main.tuned_at = [*meta['tuned'], 0][:4]
     keys = np.fromfile(path / 'keys.i64', dtype=np.int64)
     _check(path / 'keys.i64', sums, xxhash.xxh3_128_hexdigest(keys.data))
     index = LayeredIndex(dimension, store.vectors_of, main)
@@ -174,8 +210,8 @@ def _write_faiss(main: Approximate, path: Path) -> None:
     try:
         faiss.write_index(main.faiss, str(path))
     except RuntimeError as error:
-        # FAISS's word for any failure to write; the cause stands behind a C++ signature.
-        raise OSError(str(error).rpartition(': ')[2] or str(error)) from None
+        # FAISS's word for any failure to write.
+        raise OSError(cause_of(error)) from None
 
 
 def _sum_of(meta: dict[str, Any]) -> str:

@@ -63,7 +63,9 @@ def _condition(path: str, operator: str, operand: Any) -> str:
         return there if operand else _not(there)
     if operator == '$size':
         return _any([size_term(path, int(operand))])
-    raise InvalidFilter(f'{operator} on the tag {path!r}: documents in Milvus cannot be filtered by a pattern')
+    raise InvalidFilter(
+        f'{operator} on the tag {filters.shown(path)}: documents in Milvus cannot be filtered by a pattern'
+    )
 
 
 def _among(path: str, operands: list[Any]) -> str:

@@ -65,6 +65,7 @@ class MilvusIndex:
                     self.store.drop()
                 self.store.create(dimension)
             self.store.write(kept, precision)
+            self._background.changed(len(kept))
             self._precision = found or precision
 
     def delete(self, ids: Sequence[str] = (), matching: str | None = None) -> int:
@@ -74,6 +75,7 @@ class MilvusIndex:
             if matching is not None:
                 gone |= set(self.store.ids(matching))
             self.store.delete(sorted(gone))
+            self._background.changed(len(gone))
             self._precision = self.store.precision() if gone else self._precision
             return len(gone)
 
@@ -83,6 +85,7 @@ class MilvusIndex:
             count = self.store.count()
             if self.store.exists():
                 self.store.drop()
+            self._background.changed(count)
             self._precision = ''
             return count
 

@@ -66,7 +66,12 @@ class Head:
         return digest.hexdigest()[:12]
 
     def moved(self, queries: NDArray[np.float32]) -> NDArray[np.float64]:
-        """What queries of unit length, [Q, D], become: the product with a candidate is its score."""
+        """What queries of unit length, [Q, D], become: the product with a candidate is its score.
+
+        Raises:
+            DimensionMismatch: they have another length.
+        """
+        self.check_dimension(queries.shape[1])
         rows = queries.astype(np.float64)
         there = rows + (rows @ self.down.T.astype(np.float64)) @ self.up.T.astype(np.float64)
         there /= np.maximum(np.linalg.norm(there, axis=1, keepdims=True), 1e-12)
@@ -84,6 +89,14 @@ class Head:
             raise ModelMismatch(
                 f'the head {self.version} was trained for another model ({self.model[:12]}, here runs {model[:12]}); '
                 'train one for this model'
+            )
+
+    def check_dimension(self, dimension: int) -> None:
+        """Raises DimensionMismatch if it is not for vectors of this length."""
+        if self.dimension != dimension:
+            raise DimensionMismatch(
+                f'the head {self.version} is for vectors of {self.dimension} dimensions, and here they have '
+                f'{dimension}; train one with these'
             )
 
     def content(self) -> bytes:
@@ -152,7 +165,7 @@ class Head:
                 metadata.get('passed') == 'true',
             )
             dimension, version = int(metadata['dimension']), metadata['version']
-        except (SafetensorError, KeyError, ValueError, TypeError, AttributeError):
+        except (SafetensorError, KeyError, ValueError, TypeError, AttributeError, RecursionError):
             raise InvalidParameter(f'{name} is damaged, or no head; `clipflow head train` writes one') from None
         if down.ndim != 2 or up.shape != down.shape[::-1] or dimension != down.shape[1]:
             raise DimensionMismatch(f'{name} holds matrices that do not fit: {down.shape} and {up.shape}')

@@ -43,6 +43,14 @@ class _State:
     before: tuple[str, ...] = ()
     off: bool = False
 
+    def with_setting(self, setting: str) -> '_State':
+        """One that is new counts, whatever was loaded before."""
+        if self.setting == setting:
+            return self
+        gone = not setting and self.source == self.setting
+        live = '' if gone else self.live
+        return replace(self, setting=setting, source=setting, taken='', live=live, off=False)
+
     def with_live(self, version: str, **more: Any) -> '_State':
         if version == self.live:
             return replace(self, off=False, **more)
@@ -56,12 +64,16 @@ class LiveHead:
         folder: the directory of heads; made when the first one is loaded.
         setting: a file that is to be live, and is watched; None for none.
         model: fingerprint of the model that runs.
+
+    Attributes:
+        dimension: of the vectors, once somebody has said it; a head of another one is refused then.
     """
 
     def __init__(self, folder: Path, setting: Path | None, model: str) -> None:
         self._folder = folder
         self._setting = '' if setting is None else str(setting)
         self._model = model
+        self.dimension: int | None = None
         self._head: Head | None = None
         self._state = _State()
         self._warnings: list[str] = []
@@ -148,41 +160,42 @@ class LiveHead:
         # Before reading: what another replica writes meanwhile is then seen a second later.
         seen = self._looks()
         try:
-            self._state = state = self._with_setting(self._read())
-            missing = False
-            if state.source and not state.off:
-                missing = not self._take(Path(state.source))
-            state = self._state
-            wanted = '' if state.off or (missing and state.live == state.taken) else state.live
-            self._head = self._version(wanted) if wanted else None
+            self._state = self._read().with_setting(self._setting)
+            self._state, self._head = self._with_watched(self._state)
         except ClipflowError as error:
             self._head = None
             self._warnings.append(f'results are in the order of the cosine: {error.message}')
         self._seen = seen
 
-    def _take(self, file: Path) -> bool:
-        """Let the watched file count if its content is new; False if it is missing. What is wrong with it is said."""
+    def _with_watched(self, state: _State) -> tuple[_State, Head | None]:
+        """The state once the watched file is taken, if its content is new, and the head that counts. What is wrong with
+        the file is said.
+        """
+        if state.off:
+            return state, None
         try:
-            head = Head.read(file)
-            if head.version != self._state.taken:
-                self._check(head, force=False)
-                self._keep(head)
+            if state.source:
+                head = Head.read(Path(state.source))
+                if head.version != state.taken:
+                    self._check(head, force=False)
+                    return self._kept(state, head), head
         except NotFound as error:
             self._warnings.append(f'{error.message}; results are in the order of the cosine')
-            return False
+            if state.live == state.taken:
+                return state, None
         except ClipflowError as error:
-            self._warnings.append(f'{file} is not used: {error.message}')
-        return True
+            self._warnings.append(f'{state.source} is not used: {error.message}')
+        return state, self._version(state.live) if state.live else None
 
-    def _keep(self, head: Head) -> None:
-        def change(state: _State) -> _State:
-            return state.with_live(head.version, taken=head.version)
+    def _kept(self, state: _State, head: Head) -> _State:
+        def taken(before: _State) -> _State:
+            return before.with_live(head.version, taken=head.version)
 
         try:
-            self._change(change, head, follow=False)
+            return self._changed(taken, head)
         except (ReadOnly, StorageFull) as error:
-            self._state, self._head = change(self._state), head
             self._warnings.append(f'{error.message}; the head counts, but cannot be rolled back')
+            return taken(state)
 
     def _version(self, version: str) -> Head:
         head = self._head
@@ -193,33 +206,29 @@ class LiveHead:
 
     def _check(self, head: Head, force: bool) -> None:
         head.check(self._model)
+        if self.dimension is not None:
+            head.check_dimension(self.dimension)
         if not (head.passed or force):
             raise Conflict(
                 f'the head {head.version} ranked queries that it was not trained with worse than the cosine does; '
                 'train it with more, or load it with force'
             )
 
-    def _change(self, change: Callable[[_State], _State], head: Head | None = None, *, follow: bool = True) -> None:
-        """Change the state, for all replicas; `head` is kept as a version first."""
+    def _change(self, change: Callable[[_State], _State], head: Head | None = None) -> None:
+        self._changed(change, head)
+        self._follow()
+
+    def _changed(self, change: Callable[[_State], _State], head: Head | None) -> _State:
+        """Change what is kept, for all replicas; `head` is kept as a version first."""
         with self._locked():
             if head is not None:
                 head.write(self._folder / 'versions' / f'{head.version}.safetensors')
-            state = change(self._with_setting(self._read()))
+            state = change(self._read().with_setting(self._setting))
             replaced(self._folder / 'state.json', json.dumps(asdict(state)).encode())
-            self._state, self._head = state, head or self._head
             for file in (self._folder / 'versions').glob('*.safetensors'):
                 if file.stem not in (state.live, *state.before):
                     file.unlink(missing_ok=True)
-        if follow:
-            self._follow()
-
-    def _with_setting(self, state: _State) -> _State:
-        """A setting that is new counts, whatever was loaded before."""
-        if state.setting == self._setting:
             return state
-        gone = not self._setting and state.source == state.setting
-        live = '' if gone else state.live
-        return replace(state, setting=self._setting, source=self._setting, taken='', live=live, off=False)
 
     def _read(self) -> _State:
         try:
@@ -233,7 +242,10 @@ class LiveHead:
             ) from None
 
     def _below(self, path: str) -> Path:
-        file = (self._folder / path).resolve()
+        try:
+            file = (self._folder / path).resolve()
+        except (ValueError, OSError):  # a NUL, or a loop of links
+            raise InvalidParameter(f'{path!r} is no path of a file') from None
         if not file.is_relative_to(self._folder.resolve()):
             raise Forbidden(f'heads are loaded from {self._folder} (CLIPFLOW_RANKER_HEADS) only')
         return file

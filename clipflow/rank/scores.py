@@ -30,31 +30,9 @@ def merge(
     it compares scores with. With a head its order is that of the best `parameters.candidates`, and the rest follows as
     it was, so that a page begins the next.
     """
-    matches = sorted(doc.matches, key=lambda match: (-match.scores['cosine'].value, match.id))
-    seen: set[str] = set()
-    kept = []
-    for match in matches:
-        marks = {'id ' + match.id, 'group ' + match.tags.get(wire.GROUP, match.id)}
-        if not marks & seen:
-            kept.append(match)
-            seen |= marks
     background = _background(doc)
-    if parameters.relevance is not None and parameters.sort_by is None:
-        floor = floor_of(parameters.relevance, background)
-        kept = [match for match in kept if _score(match) >= floor]
-    if parameters.dedup is not None and kept:
-        # Each shard knows its own duplicates only.
-        kept = [kept[number] for number in distinct(_rows(kept), parameters.dedup)]
-    depth = _by_head(doc, kept, head, parameters.candidates) if head is not None else 0
-    end = parameters.offset + parameters.limit
-    if parameters.sort_by is not None:
-        kept = order.ordered(kept, _mark, descending=order.parse(parameters.sort_by)[1])
-    elif parameters.diversity and kept:
-        size = depth or wire.MIXED  # scores of a head and cosines are not compared
-        pool, rest = kept[:size], kept[size:]
-        scores = np.array([match.scores['head'].value if depth else _score(match) for match in pool])
-        kept = [pool[number] for number in mixed(scores, _rows(pool), parameters.diversity, end)] + rest
-    doc.matches = DocumentArray(kept[parameters.offset : end])
+    kept = _ordered(doc, _kept(doc, parameters, background), parameters, head)
+    doc.matches = DocumentArray(kept[parameters.offset : parameters.offset + parameters.limit])
     for match in doc.matches:
         if 'percentile' in parameters.include and len(background):
             match.scores['percentile'] = NamedScore(value=percentile(_score(match), background))
@@ -69,10 +47,48 @@ def merge(
         match.tags.update(kept_tags)
 
 
+def _kept(doc: Document, parameters: SearchParameters, background: NDArray[np.float64]) -> list[Document]:
+    """What may be shown, best cosine first: each id and group once, what is relevant, no near-duplicates."""
+    seen: set[str] = set()
+    kept = []
+    for match in sorted(doc.matches, key=lambda match: (-match.scores['cosine'].value, match.id)):
+        marks = {'id ' + match.id, 'group ' + match.tags.get(wire.GROUP, match.id)}
+        if not marks & seen:
+            kept.append(match)
+            seen |= marks
+    if parameters.relevance is not None and parameters.sort_by is None:
+        floor = floor_of(parameters.relevance, background)
+        kept = [match for match in kept if _score(match) >= floor]
+    if parameters.dedup is not None and kept:
+        # Each shard knows its own duplicates only.
+        most = parameters.reach if parameters.sort_by is None else order.RELEVANT
+        kept = [kept[number] for number in distinct(_rows(kept), parameters.dedup, most)]
+    if parameters.sort_by is not None and parameters.group_by is not None:
+        kept = kept[: order.RELEVANT]
+    return kept
+
+
+def _ordered(doc: Document, matches: list[Document], parameters: SearchParameters, head: Head | None) -> list[Document]:
+    """In the order of the head, of a tag or mixed, as far as the page reaches."""
+    depth = _by_head(doc, matches, head, parameters.candidates) if head is not None else 0
+    if parameters.sort_by is not None:
+        return order.ordered(matches, _mark, descending=order.parse(parameters.sort_by)[1])
+    if parameters.diversity and matches:
+        size = depth or wire.MIXED  # scores of a head and cosines are not compared
+        pool, rest = matches[:size], matches[size:]
+        scores = np.array([match.scores['head'].value if depth else _score(match) for match in pool])
+        end = parameters.offset + parameters.limit
+        return [pool[number] for number in mixed(scores, _rows(pool), parameters.diversity, end)] + rest
+    return matches
+
+
 def _by_head(doc: Document, matches: list[Document], head: Head, candidates: int) -> int:
-    """Put the first of `matches` into the order of the head, in place; how many."""
+    """Put the first of `matches` into the order of the head, in place; how many.
+
+    None for a query without a text: a head has learned how texts move, and pictures lie elsewhere.
+    """
     pool = matches[:candidates]
-    if not pool or doc.embedding is None:
+    if not pool or doc.embedding is None or not doc.text:
         return 0
     found = head.scores(doc.embedding[None].astype(np.float32), _rows(pool))[0]
     for match, score in zip(pool, found, strict=True):

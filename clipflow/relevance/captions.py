@@ -9,9 +9,20 @@ from pathlib import Path
 
 from clipflow.errors import InvalidParameter, NotFound
 from clipflow.relevance.album import Album, Fault, Picture
-from clipflow.relevance.tables import LABELS, Entry, check, entries, from_rows
+from clipflow.relevance.tables import LABELS, Entry, check, entries, from_rows, holds_labels, is_album
 
-__all__ = ['CaptionSet', 'Fault', 'LabelledSet', 'Picture', 'read_captions', 'read_labelled', 'read_pictures']
+_SPLITS = ('train', 'training', 'val', 'valid', 'validation', 'dev', 'test', 'testing')
+
+__all__ = [
+    'CaptionSet',
+    'Fault',
+    'LabelledSet',
+    'Picture',
+    'read_captions',
+    'read_labelled',
+    'read_pictures',
+    'splits_of',
+]
 
 
 @dataclass(frozen=True)
@@ -36,7 +47,8 @@ class LabelledSet:
     Attributes:
         pictures: each once.
         labels: the place of each picture's class in `classes`.
-        classes: names for people, in the order of the alphabet; _ is read as a space.
+        classes: names for people, in the order of the alphabet; _ is read as a space. They are those of the whole
+            table or folder, whatever the split.
         faults: what was left out.
     """
 
@@ -96,18 +108,33 @@ def read_labelled(path: Path, images: Path | None = None, split: str | None = No
         InvalidParameter: a file that is no such table, or only one class.
     """
     faults = list[Fault]()
-    if path.is_dir() or path.suffix.lower() == '.zip':
-        named = _by_folder(Album(path), split)
+    if is_album(path):
+        named, known = _by_folder(Album(path), split)
     else:
         check(path)
-        named = _by_table(path, _album(path, images), split, faults)
+        named, known = _by_table(path, _album(path, images), split, faults)
     if not named:
         raise NotFound(_nothing(path, 'label', faults))
-    classes = tuple(sorted(set(named.values())))
+    classes = tuple(sorted(known))
     if len(classes) < 2:
         raise InvalidParameter(f'{path} has the one class {classes[0]!r}; at least two are needed to tell them apart')
     places = {name: place for place, name in enumerate(classes)}
     return LabelledSet(tuple(named), tuple(places[name] for name in named.values()), classes, tuple(faults))
+
+
+def splits_of(path: Path) -> tuple[str, ...]:
+    """The splits that captions or labels name, in the order of the alphabet; errors as of those who read them.
+
+    In a folder or zip file they are folders with the name of a split, such as `train`, and at least two classes inside.
+    """
+    if not is_album(path):
+        rows = from_rows(path, LABELS, []) if holds_labels(path) else entries(path, [])
+        return tuple(sorted({entry.split for entry in rows if entry.split}))
+    classes: dict[str, set[str]] = {}
+    for picture in Album(path).pictures:
+        first, *rest = picture.name.split('/')[:-1] or ['']
+        classes.setdefault(first, set()).update(rest[:1])
+    return tuple(sorted(name for name, inside in classes.items() if name.lower() in _SPLITS and len(inside) > 1))
 
 
 def read_pictures(path: Path) -> tuple[Picture, ...]:
@@ -150,18 +177,27 @@ def _sound(entry: Entry, known: list[str], faults: list[Fault]) -> list[str]:
     return found
 
 
-def _by_folder(album: Album, split: str | None) -> dict[Picture, str]:
-    begin = '' if split is None else f'{split}/'
-    inside = [picture for picture in album.pictures if picture.name.startswith(begin)]
-    if not inside:
+def _by_folder(album: Album, split: str | None) -> tuple[dict[Picture, str], set[str]]:
+    """The class of each picture, and all classes."""
+    parts = {picture: picture.name.split('/')[:-1] for picture in album.pictures}
+    if split is None:
+        named = {picture: _words(folders[0]) for picture, folders in parts.items() if folders}
+        return named, set(named.values())
+    *above, last = split.split('/')
+    depth = len(above)
+    beside = {picture: folders[depth:] for picture, folders in parts.items() if folders[:depth] == above}
+    if not any(folders[:1] == [last] for folders in beside.values()):
         raise NotFound(f'{album.path} has no folder {split!r}')
-    parts = {picture: picture.name.removeprefix(begin).split('/') for picture in inside}
-    return {picture: _words(several[0]) for picture, several in parts.items() if len(several) > 1}
+    classes = {picture: _words(folders[1]) for picture, folders in beside.items() if len(folders) > 1}
+    named = {picture: name for picture, name in classes.items() if beside[picture][0] == last}
+    return named, set(classes.values())
 
 
-def _by_table(path: Path, album: Album, split: str | None, faults: list[Fault]) -> dict[Picture, str]:
+def _by_table(path: Path, album: Album, split: str | None, faults: list[Fault]) -> tuple[dict[Picture, str], set[str]]:
+    """The class of each picture, and all classes."""
+    rows = list(from_rows(path, LABELS, faults))
     named = dict[Picture, str]()
-    for entry in _of_split(list(from_rows(path, LABELS, faults)), split, path):
+    for entry in _of_split(rows, split, path):
         picture, label = album.find(entry.name), _words(entry.texts[0])
         if isinstance(picture, Fault):
             faults.append(picture)
@@ -171,7 +207,7 @@ def _by_table(path: Path, album: Album, split: str | None, faults: list[Fault]) 
             faults.append(Fault(entry.name, f'{entry.place}: an empty label'))
         else:
             named[picture] = label
-    return named
+    return named, {label for entry in rows if (label := _words(entry.texts[0]))}
 
 
 def _words(label: str) -> str:

@@ -12,7 +12,7 @@ from clipflow.relevance.album import Fault, Picture
 from clipflow.relevance.bootstrap import Estimate
 from clipflow.relevance.captions import CaptionSet, LabelledSet
 from clipflow.relevance.embedding import Embedded
-from clipflow.relevance.systems import Progress, System, Vectors, Wanted, embedded
+from clipflow.relevance.systems import Progress, System, Vectors, Wanted, cosines, embedded
 
 TEXT_TO_IMAGE, IMAGE_TO_TEXT, ZERO_SHOT = 'text to image', 'image to text', 'zero-shot'
 
@@ -53,7 +53,7 @@ def captions(
 
     Args:
         systems: the first is what the others are compared with.
-        chosen: pictures and captions.
+        chosen: pictures and captions; pictures that are equal byte for byte are one with the captions of all.
         others: further pictures that a caption has to do without; those that are in `chosen` are left out.
         title: of the evaluation.
         progress: shows the work.
@@ -64,14 +64,14 @@ def captions(
     wanted = Wanted(chosen.pictures, others, [text for _, text in chosen.captions], ('{}',))
     found = [embedded(system, wanted, progress) for system in systems]
     pictures = _common([each.pictures for each in found])
-    owner = np.asarray([place for place, _ in chosen.captions], np.int64)
+    owner = _owners(chosen, found[0].pictures)
     kept = _common([each.texts for each in found])
-    kept = kept[np.isin(owner[kept], pictures)]
+    kept = _distinct(chosen, owner, kept[np.isin(owner[kept], pictures)])
     if not len(kept):
         raise NotFound(_nothing([fault for each in found for fault in (*each.pictures.faults, *each.texts.faults)]))
     pictures = np.intersect1d(pictures, owner[kept])
     place = np.searchsorted(pictures, owner[kept])
-    captions_of = _several(place, len(pictures))
+    captions_of = metrics.grouped(place, len(pictures))
     further = _further(found, pictures)
     items = len(pictures) + len(further)
     forward, back = list[metrics.Ranks](), list[metrics.Ranks]()
@@ -83,7 +83,7 @@ def captions(
         else:
             best = each.found(asked, gallery, system.index_kind)
             forward.append(metrics.ranks_found(best, place[:, None], items))
-        back.append(metrics.ranks_of(each.scores_back(shown, asked), captions_of, len(asked)))
+        back.append(metrics.ranks_of(cosines(shown, asked), captions_of, len(asked)))
     measured = (
         _measured(TEXT_TO_IMAGE, [metrics.retrieval(ranks) for ranks in forward], place, items),
         _measured(IMAGE_TO_TEXT, [metrics.retrieval(ranks) for ranks in back], np.arange(len(pictures)), len(kept)),
@@ -101,7 +101,7 @@ def labelled(systems: Sequence[System], chosen: LabelledSet, title: str, progres
     right = np.asarray(chosen.labels, np.int64)[pictures][:, None]
     values = []
     for each in found:
-        scores = each.scores_back(_rows(each.pictures, pictures), each.texts.vectors)
+        scores = cosines(_rows(each.pictures, pictures), each.texts.vectors)
         ranks = metrics.ranks_of(scores, right, len(chosen.classes))
         values.append(metrics.zero_shot(ranks, len(chosen.classes)))
     measured = _measured(ZERO_SHOT, values, np.arange(len(pictures)), len(chosen.classes))
@@ -139,6 +139,22 @@ def _common(parts: Sequence[Embedded]) -> NDArray[np.int64]:
     return found
 
 
+def _owners(chosen: CaptionSet, shown: Embedded) -> NDArray[np.int64]:
+    """The picture of each caption; of equal pictures the first, which would tie with the others."""
+    owner, firsts = np.arange(len(chosen.pictures)), dict[str, int]()
+    for place, content in zip(shown.kept.tolist(), shown.contents, strict=True):
+        owner[place] = firsts.setdefault(content, place)
+    return owner[[place for place, _ in chosen.captions]]
+
+
+def _distinct(chosen: CaptionSet, owner: NDArray[np.int64], lines: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The captions that say something new of their picture."""
+    firsts = dict[tuple[int, str], int]()
+    for line in lines.tolist():
+        firsts.setdefault((int(owner[line]), chosen.captions[line][1]), line)
+    return np.asarray(list(firsts.values()), np.int64)
+
+
 def _further(found: Sequence[Vectors], pictures: NDArray[np.int64]) -> NDArray[np.int64]:
     """Places of further pictures that are none of those that are looked for; each content once."""
     shown = found[0].pictures
@@ -155,15 +171,6 @@ def _further(found: Sequence[Vectors], pictures: NDArray[np.int64]) -> NDArray[n
 def _rows(part: Embedded, places: NDArray[np.int64]) -> NDArray[np.float32]:
     rows: NDArray[np.float32] = part.vectors[np.searchsorted(part.kept, places)]
     return rows
-
-
-def _several(place: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    """The captions of each of `count` pictures, [count, R], -1 where it has fewer; `place` ascends."""
-    sizes = np.bincount(place, minlength=count)
-    lines = np.arange(len(place))
-    right = np.full((count, int(sizes.max())), -1, np.int64)
-    right[place, lines - np.repeat(np.cumsum(sizes) - sizes, sizes)] = lines
-    return right
 
 
 def _measured(

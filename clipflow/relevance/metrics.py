@@ -27,6 +27,15 @@ _SCORES = 1 << 23
 """In memory at once: 32 MB in float32."""
 
 
+def grouped(owners: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """The places at which each of `count` owners stands in `owners`, ascending, [count, R], -1 where it has fewer."""
+    order = np.argsort(owners, kind='stable')
+    sizes = np.bincount(owners, minlength=count)
+    places = np.full((count, int(sizes.max())), -1, np.int64)
+    places[owners[order], np.arange(len(owners)) - np.repeat(np.cumsum(sizes) - sizes, sizes)] = order
+    return places
+
+
 def ranks_of(scores: Scores, right: NDArray[np.int64], items: int, tie: float = TIE) -> Ranks:
     """Ranks in blocks of queries, so that the memory does not grow with Q.
 

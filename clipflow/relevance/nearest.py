@@ -49,7 +49,7 @@ class Nearest:
 
 
 class _Held:
-    """See `build.Stored`; a vector's key is its place and one."""
+    """See `base.Stored`; a vector's key is its place and one."""
 
     def __init__(self, vectors: Rows) -> None:
         self._vectors = vectors
@@ -60,11 +60,14 @@ class _Held:
     def dimension(self) -> int:
         return int(self._vectors.shape[1])
 
-    def vectors(self, step: int = 1) -> Iterator[tuple[NDArray[np.int64], Rows]]:
+    def vectors(self) -> Iterator[tuple[NDArray[np.int64], Rows]]:
         for start in range(0, len(self._vectors), _BLOCK):
             keys = np.arange(start, min(start + _BLOCK, len(self._vectors)), dtype=np.int64) + 1
-            keys = keys[keys % step == 0]
             yield keys, self._vectors[keys - 1]
+
+    def sample(self, most: int) -> Rows:
+        count = len(self._vectors)
+        return self._vectors[np.random.default_rng(0).choice(count, min(most, count), replace=False)]
 
     def vectors_of(self, keys: NDArray[np.int64]) -> tuple[NDArray[np.int64], Rows]:
         return keys, self._vectors[keys - 1]

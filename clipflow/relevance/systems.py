@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from clipflow import templates
 from clipflow.errors import InvalidParameter
 from clipflow.rank.head import Head
 from clipflow.relevance.album import Picture
 from clipflow.relevance.embedding import Embedded, Embedding, Moved
 from clipflow.relevance.metrics import Found, Scores
 from clipflow.settings import EncoderSettings
-from clipflow.templates import checked
-from clipflow.weights import ModelSpec, load_spec
+from clipflow.weights import load_spec
 
 Rows = NDArray[np.float32]
 Progress = Callable[[str, int], AbstractContextManager[Moved]]
@@ -30,7 +30,8 @@ class System:
         model: a directory or a name, as in CLIPFLOW_MODEL.
         runtime: of the model, as in CLIPFLOW_RUNTIME.
         precision: of the model, as in CLIPFLOW_PRECISION.
-        templates: sentences with a place `{}` that texts are put into; None: those of the model, or of the task.
+        templates: sentences with a place `{}` that texts are put into; None: those of CLIPFLOW_TEMPLATES or of the
+            model, or else of the task.
         index_kind: of the pictures, as in CLIPFLOW_INDEX_KIND; flat is exact.
         head: of the ranker; it scores every picture, or what an index that is not exact has found.
     """
@@ -62,18 +63,11 @@ class Vectors:
     texts: Embedded
 
     def scores(self, texts: Rows, pictures: Rows) -> Scores:
-        """Of texts with all pictures."""
+        """Of texts with all pictures. Where pictures look for texts there are only `cosines`: a head moves texts."""
         if self.head is None:
-            return lambda part: texts[part] @ pictures.T
+            return cosines(texts, pictures)
         head = self.head
         return lambda part: head.scores(texts[part], pictures)
-
-    def scores_back(self, pictures: Rows, texts: Rows) -> Scores:
-        """Of pictures with all texts."""
-        if self.head is None:
-            return lambda part: pictures[part] @ texts.T
-        head = self.head
-        return lambda part: head.scores(texts, pictures[part]).T
 
     def found(self, texts: Rows, pictures: Rows, index_kind: str) -> list[Found]:
         """What an index of this kind finds for each text, in the order of the head as the ranker orders it."""
@@ -90,6 +84,11 @@ class Vectors:
             order = np.argsort(-scores, kind='stable')
             ordered.append((places[order], scores[order]))
         return ordered
+
+
+def cosines(queries: Rows, items: Rows) -> Scores:
+    """Of queries with all items."""
+    return lambda part: queries[part] @ items.T
 
 
 @dataclass(frozen=True)
@@ -109,16 +108,16 @@ def embedded(system: System, wanted: Wanted, progress: Progress) -> Vectors:
         ClipflowError: the model cannot be loaded, or the head is not of this model.
     """
     spec = load_spec(system.model)
-    templates = _templates(system, spec, wanted.usual)
+    encoding = EncoderSettings.load()
+    forms = _forms(system, templates.usual(encoding.templates, spec.templates) or wanted.usual)
     head = None if system.head is None else Head.read(system.head)
     if head is not None:
         head.check(spec.fingerprint)
     given = {'runtime': system.runtime, 'precision': system.precision}
-    encoding = EncoderSettings.load()
     encoding = encoding.model_copy(update={name: value for name, value in given.items() if value != 'auto'})
     with Embedding(spec, encoding) as embedding:
         with progress(f'{spec.name}: texts', len(wanted.texts)) as moved:
-            said = embedding.texts(wanted.texts, templates, moved)
+            said = embedding.texts(wanted.texts, forms, moved)
         with progress(f'{spec.name}: pictures', len(wanted.pictures) + len(wanted.others)) as moved:
             shown, further = embedding.pictures(wanted.pictures, moved), embedding.pictures(wanted.others, moved)
         described = embedding.description
@@ -128,17 +127,17 @@ def embedded(system: System, wanted: Wanted, progress: Progress) -> Vectors:
         'runtime': described['runtime'],
         'device': described.get('device', ''),
         'precision': described['precision'],
-        'templates': ' | '.join(templates),
+        'templates': ' | '.join(forms),
         'index': 'flat',
         'head': '' if head is None else head.version,
     }
     return Vectors(told, head, shown, further, said)
 
 
-def _templates(system: System, spec: ModelSpec, usual: tuple[str, ...]) -> tuple[str, ...]:
+def _forms(system: System, usual: tuple[str, ...]) -> tuple[str, ...]:
     if system.templates is None:
-        return spec.templates or usual
+        return usual
     try:
-        return checked(system.templates)
+        return templates.checked(system.templates)
     except ValueError as error:
         raise InvalidParameter(str(error)) from None

@@ -30,9 +30,16 @@ class Entry:
 
 
 def check(path: Path) -> None:
-    """Raises NotFound if there is no such file."""
+    """Raises NotFound if there is no such file, InvalidParameter if it is a folder."""
+    if path.is_dir():
+        raise InvalidParameter(f'{path} is a folder; name a table')
     if not path.is_file():
         raise NotFound(f'{path}: there is no such file')
+
+
+def is_album(path: Path) -> bool:
+    """Whether this is a folder or zip file of pictures, and no table."""
+    return path.is_dir() or path.suffix.lower() == '.zip'
 
 
 def holds_labels(path: Path) -> bool:
@@ -41,7 +48,7 @@ def holds_labels(path: Path) -> bool:
     Raises:
         NotFound: there is nothing.
     """
-    if path.is_dir() or path.suffix.lower() == '.zip':
+    if is_album(path):
         return True
     check(path)
     if path.suffix.lower() not in ('.csv', '.tsv'):
@@ -80,7 +87,7 @@ def _from_lines(path: Path, faults: list[Fault]) -> Iterator[Entry]:
         place = f'line {number}'
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             faults.append(Fault(place, f'is not JSON: {error}'))
             continue
         if not isinstance(row, dict):
@@ -109,7 +116,7 @@ def _from_karpathy(path: Path, faults: list[Fault]) -> Iterator[Entry]:
         whole = json.loads(_text_of(path))
         rows = whole['images']
         found = [(row, [sentence['raw'] for sentence in row['sentences']]) for row in rows]
-    except (ValueError, KeyError, TypeError, IndexError) as error:
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
         raise InvalidParameter(
             f'{path} is not as Karpathy\'s splits, with "images", and "sentences" with "raw": {error}'
         ) from None
@@ -128,12 +135,18 @@ def from_rows(path: Path, wanted: tuple[str, ...], faults: list[Fault]) -> Itera
         path: of the table.
         wanted: names of the column that counts, the best first.
         faults: is added to.
+
+    Raises:
+        InvalidParameter: no such columns, or a quotation mark that would take other rows into its own.
     """
     whole = io.StringIO(_text_of(path), newline='')
     for delimiter in _DELIMITERS:
         whole.seek(0)
-        reader = csv.reader(whole, delimiter=delimiter)
-        head = [name.strip().lower() for name in next(reader, [])]
+        reader = csv.reader(whole, delimiter=delimiter, strict=True)
+        try:
+            head = [name.strip().lower() for name in next(reader, [])]
+        except csv.Error:  # quotation marks around names that another character separates
+            continue
         name = next((key for key in _NAMES if key in head), None)
         text = next((key for key in wanted if key in head), None)
         if name is not None and text is not None:
@@ -143,12 +156,26 @@ def from_rows(path: Path, wanted: tuple[str, ...], faults: list[Fault]) -> Itera
             f'{path}: the first line names no column of pictures ({", ".join(_NAMES)}) beside one of '
             f'{", ".join(wanted)}'
         )
-    for cells in reader:
-        place = f'line {reader.line_num}'
+    for line, cells in _rows(path, reader):
+        place = f'line {line}'
         row = dict(zip(head, cells, strict=False))
         if not any(cells):
             continue
-        if text not in row or not row[name].strip():
+        if text not in row or not row.get(name, '').strip():
             faults.append(Fault(place, 'has too few columns, or does not name its picture'))
         else:
             yield Entry(place, row[name].strip(), (row[text],), row.get('split', '').strip() or None, False)
+
+
+def _rows(path: Path, reader: Any) -> Iterator[tuple[int, list[str]]]:
+    """Rows, and the line that each ends on."""
+    begun = reader.line_num + 1
+    try:
+        for cells in reader:
+            yield reader.line_num, cells
+            begun = reader.line_num + 1
+    except csv.Error as error:
+        raise InvalidParameter(
+            f'{path}, line {begun}: {error}; a text that begins with a quotation mark is written in quotation marks, '
+            'with its own doubled'
+        ) from None

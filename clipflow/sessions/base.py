@@ -1,5 +1,6 @@
 """The contract of a session. Nothing outside this package knows a runtime."""
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,10 @@ from typing import Generic, Literal, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from clipflow.errors import Unavailable
 from clipflow.weights import ModelSpec
+
+_log = logging.getLogger('clipflow.sessions')
 
 Tower = Literal['image', 'text']
 IMAGE: Tower = 'image'
@@ -90,15 +94,33 @@ class Towers(Generic[T]):
     def __init__(self, load: Callable[[Tower], T], loaded: Mapping[Tower, T] | None = None) -> None:
         self._load = load
         self._loaded = dict(loaded or {})
+        self._released: set[Tower] = set()
 
     def __getitem__(self, tower: Tower) -> T:
+        """Raises Unavailable for one that was there before and cannot be loaded again."""
         if tower not in self._loaded:
-            self._loaded[tower] = self._load(tower)
+            try:
+                self._loaded[tower] = self._load(tower)
+            except Exception as error:  # what runtimes raise
+                if tower not in self._released:
+                    raise
+                _log.exception('the %s tower cannot be loaded again', tower)
+                raise Unavailable(f'the {tower} tower cannot be loaded again ({first_line(error)})') from None
         return self._loaded[tower]
 
     def release(self, tower: Tower) -> None:
         """Forget one; what it holds is freed when nobody else has it."""
         self._loaded.pop(tower, None)
+        self._released.add(tower)
+
+    def close(self) -> None:
+        """Forget all."""
+        self._loaded.clear()
+
+
+def first_line(error: BaseException) -> str:
+    """Of what a library says; the rest is for the log."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def grey(spec: ModelSpec) -> NDArray[np.uint8]:

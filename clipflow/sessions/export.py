@@ -4,9 +4,10 @@
         image.onnx, text.onnx               float32; they take [N, H, W, 3] uint8, and [N, L] int64
         image-float16.onnx, text-...        weights and activations in 16 bits, for GPUs
         image-int8.onnx, text-int8.onnx     weights of the matrix products in 8 bits
-        export.json, int8.json              what they were made from; how close 8 bits are to float32
+        export.json, int8.json              what they were made from, and their sizes; how close 8 bits are to float32
 
-A file is written under a temporary name and renamed; a lock lets one of several processes write.
+A file is written under a temporary name and renamed; a lock lets one of several processes write. What is not as long as
+it was written is made again.
 """
 
 import contextlib
@@ -14,6 +15,7 @@ import fcntl
 import json
 import logging
 import os
+import shutil
 import tempfile
 import time
 import warnings
@@ -22,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from clipflow.errors import InvalidParameter, StorageFull, Unavailable
-from clipflow.sessions.base import IMAGE, TEXT, TOWERS, Tower
+from clipflow.sessions.base import IMAGE, TEXT, TOWERS, Tower, first_line
 from clipflow.weights import ModelSpec
 
 _log = logging.getLogger('clipflow.export')
@@ -39,7 +41,7 @@ def file_name(tower: Tower, precision: str) -> str:
 
 
 def exported(spec: ModelSpec, cache: Path, precision: str = 'float32') -> Path:
-    """The directory with the exported files of a model, those in float32 and in `precision`; makes what is missing.
+    """The directory with the exported files of a model, float32 and `precision`; makes what is missing or damaged.
 
     Raises:
         Unavailable, StorageFull: it cannot be written.
@@ -47,32 +49,47 @@ def exported(spec: ModelSpec, cache: Path, precision: str = 'float32') -> Path:
     """
     directory = cache.expanduser() / 'exports' / f'{spec.fingerprint}-{FORMAT}'
     with locked(directory):
-        if not (directory / 'export.json').exists():
-            export(spec, directory)
-        if not (directory / file_name(TEXT, precision)).exists():
-            if precision == 'int8':
+        report = _report(directory)
+        for number in dict.fromkeys(('float32', precision)):
+            files = [directory / file_name(tower, number) for tower in TOWERS]
+            if all(path.exists() and report['files'].get(path.name) == path.stat().st_size for path in files):
+                continue
+            if number == 'float32':
+                report = export(spec, directory)
+            elif number == 'int8':
                 for tower in TOWERS:
                     _quantise(directory, tower)
             else:
-                _trace(spec, directory, precision)
+                _trace(spec, directory, number)
+            report['files'] |= {path.name: path.stat().st_size for path in files}
+            put(directory / 'export.json', (json.dumps(report, indent=2) + '\n').encode())
     return directory
 
 
-def export(spec: ModelSpec, directory: Path) -> None:
-    """Write both towers in float32, and what they were made from, into `directory`."""
+def _report(directory: Path) -> dict[str, Any]:
+    """What export.json says; one that cannot be read says nothing."""
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        report = json.loads((directory / 'export.json').read_text(encoding='utf-8'))
+        if isinstance(report, dict) and isinstance(report.get('files'), dict):
+            return report
+    return {'files': {}}
+
+
+def export(spec: ModelSpec, directory: Path) -> dict[str, Any]:
+    """Write both towers in float32 into `directory`, and return what they were made from."""
     import torch
 
     begun = time.monotonic()
     _trace(spec, directory, 'float32')
-    report = {
+    return {
         'model': spec.name,
         'fingerprint': spec.fingerprint,
         'format': FORMAT,
         'opset': OPSET,
         'torch': torch.__version__,
         'seconds': round(time.monotonic() - begun, 1),
+        'files': {},
     }
-    put(directory / 'export.json', (json.dumps(report, indent=2) + '\n').encode())
 
 
 def _trace(spec: ModelSpec, directory: Path, precision: str) -> None:
@@ -97,9 +114,14 @@ def _trace(spec: ModelSpec, directory: Path, precision: str) -> None:
     tokens = {0: 'batch'} | ({} if spec.padding == 'fixed' else {1: 'length'})
     directory.mkdir(parents=True, exist_ok=True)
     with torch.inference_mode():
-        _write(image, (pixels,), directory / file_name(IMAGE, precision), {'pixels': {0: 'batch'}})
         names = ('ids', 'mask')[: 1 + len(mask)]
-        _write(text, (ids, *mask), directory / file_name(TEXT, precision), dict.fromkeys(names, tokens))
+        try:
+            _write(image, (pixels,), directory / file_name(IMAGE, precision), {'pixels': {0: 'batch'}})
+            _write(text, (ids, *mask), directory / file_name(TEXT, precision), dict.fromkeys(names, tokens))
+        except OSError:
+            raise
+        except Exception as error:  # the exporter raises what the operators of a model make it raise
+            raise InvalidParameter(f'the model {spec.name} cannot be exported: {first_line(error)}') from error
 
 
 def _last_token(text: Any) -> int:
@@ -133,7 +155,8 @@ def _quantise(directory: Path, tower: Tower) -> None:
     except ImportError:
         raise InvalidParameter('int8 needs the extra "onnx": pip install "clipflow[onnx]"') from None
     _log.info('writing the %s tower with weights in 8 bits; this is done once', tower)
-    with tempfile.TemporaryDirectory(dir=directory) as folder, _beside(directory / file_name(tower, 'int8')) as target:
+    temporary = tempfile.TemporaryDirectory(dir=directory, suffix='.part')
+    with temporary as folder, _beside(directory / file_name(tower, 'int8')) as target:
         prepared = Path(folder) / 'prepared.onnx'
         quant_pre_process(str(directory / file_name(tower, 'float32')), str(prepared), skip_symbolic_shape=True)
         quantize_dynamic(
@@ -147,7 +170,10 @@ def _quantise(directory: Path, tower: Tower) -> None:
 
 @contextlib.contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Hold the lock of a directory, which need not be there yet; faults of the disk become errors of ours."""
+    """Hold the lock of a directory, which need not be there yet; faults of the disk become errors of ours.
+
+    What processes that were killed have left half written in it is removed.
+    """
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(f'{directory}.lock', os.O_RDWR | os.O_CREAT, 0o600)
@@ -157,6 +183,8 @@ def locked(directory: Path) -> Iterator[None]:
         ) from None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
+        for left in directory.glob('*.part'):
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
         yield
     except OSError as error:
         raise StorageFull(f'the exported model cannot be written to {directory}: {error.strerror}') from None
@@ -178,6 +206,6 @@ def _beside(path: Path) -> Iterator[Path]:
 
 
 def put(path: Path, data: bytes) -> None:
-    """Write a small file whole or not at all."""
+    """Write a small file whole or not at all; the caller holds the lock of its directory."""
     with _beside(path) as temporary:
         temporary.write_bytes(data)

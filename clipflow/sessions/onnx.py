@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from clipflow.errors import InvalidParameter
 from clipflow.sessions.base import IMAGE, TEXT, TOWERS, Options, OutOfMemory, Tower, Towers, grey
-from clipflow.sessions.export import PRECISIONS, exported, file_name, put
+from clipflow.sessions.export import PRECISIONS, exported, file_name, locked, put
 from clipflow.sessions.parity import closeness, probes
 from clipflow.weights import ModelSpec
 
@@ -77,7 +78,8 @@ class OnnxSession:
     def _too_far(self, spec: ModelSpec) -> list[Tower]:
         """The towers that 8 bits take too far from float32."""
         report = self._directory / 'int8.json'
-        if not report.exists():
+        worst = _worst(report)
+        if worst is None:
             pixels, ids, mask = probes(spec)
             vectors = []
             for precision in ('float32', 'int8'):
@@ -86,8 +88,9 @@ class OnnxSession:
                 self._masked = len(opened[TEXT].get_inputs()) > 1
                 vectors.append((self.encode_images(pixels), self.encode_texts(ids, mask)))
             found = [asdict(closeness(*pair)) for pair in zip(*vectors, strict=True)]
-            put(report, json.dumps(dict(zip(TOWERS, found, strict=True)), indent=2).encode())
-        worst = {tower: found['worst'] for tower, found in json.loads(report.read_text(encoding='utf-8')).items()}
+            with locked(self._directory):
+                put(report, json.dumps(dict(zip(TOWERS, found, strict=True)), indent=2).encode())
+            worst = {tower: one['worst'] for tower, one in zip(TOWERS, found, strict=True)}
         return [tower for tower in TOWERS if worst[tower] < _LEAST_COSINE]
 
     @property
@@ -125,5 +128,13 @@ class OnnxSession:
 
     def close(self) -> None:
         """See `base.Session`."""
-        for tower in TOWERS:
-            self.release(tower)
+        self._towers.close()
+
+
+def _worst(report: Path) -> dict[Tower, float] | None:
+    """The worst cosine of each tower in a report; None for one that cannot be read."""
+    try:
+        found = json.loads(report.read_text(encoding='utf-8'))
+        return {tower: float(found[tower]['worst']) for tower in TOWERS}
+    except (FileNotFoundError, ValueError, LookupError, TypeError):
+        return None

@@ -7,7 +7,7 @@ import openvino
 from numpy.typing import NDArray
 
 from clipflow.errors import InvalidParameter
-from clipflow.sessions.base import IMAGE, TEXT, TOWERS, Options, Tower, Towers, grey
+from clipflow.sessions.base import IMAGE, TEXT, Options, Tower, Towers, grey
 from clipflow.sessions.export import exported, file_name
 from clipflow.weights import ModelSpec
 
@@ -92,8 +92,7 @@ class OpenVinoSession:
 
     def close(self) -> None:
         """See `base.Session`."""
-        for tower in TOWERS:
-            self.release(tower)
+        self._towers.close()
 
 
 def _at_least(size: int, steps: tuple[int, ...]) -> int:

@@ -3,16 +3,19 @@
 A new runtime is a module beside this one, a line in `_RUNTIMES`, and its place in `candidates`.
 """
 
+import logging
 import sys
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from clipflow.errors import ClipflowError, InvalidParameter
-from clipflow.sessions.base import Options, Session
+from clipflow.sessions.base import Options, Session, first_line
 from clipflow.settings import EncoderSettings
 from clipflow.weights import ModelSpec
+
+_log = logging.getLogger('clipflow.sessions')
 
 _RUNTIMES = {
     'torch': 'clipflow.sessions.torch',
@@ -45,6 +48,8 @@ class Machine:
     """Whether PyTorch can use the GPU of a Mac."""
     onnx_cuda: bool = False
     """Whether ONNX Runtime was built for CUDA."""
+    broken: tuple[str, ...] = ()
+    """A sentence for each package that is installed but cannot be imported."""
 
 
 @dataclass(frozen=True)
@@ -68,14 +73,21 @@ class Opened:
 
 def this_machine() -> Machine:
     """Look around; a package that is there but broken counts as missing."""
-    packages = frozenset(runtime for runtime, names in _PACKAGES.items() if all(_importable(name) for name in names))
+    names = {name for packages in _PACKAGES.values() for name in packages}
+    faults = {name: fault for name in sorted(names) if (fault := _import_fault(name)) is not None}
+    packages = frozenset(runtime for runtime, needed in _PACKAGES.items() if not faults.keys() & set(needed))
     try:
         flags = set(Path('/proc/cpuinfo').read_text(encoding='utf-8').partition('flags')[2].partition('\n')[0].split())
     except OSError:
         flags = set()
     cuda = _has_cuda()
     return Machine(
-        cuda, bool(flags & _BFLOAT16_FLAGS), packages, _has_mps(), cuda and 'onnx' in packages and _onnx_has_cuda()
+        cuda,
+        bool(flags & _BFLOAT16_FLAGS),
+        packages,
+        _has_mps(),
+        cuda and 'onnx' in packages and _onnx_has_cuda(),
+        tuple(fault for fault in faults.values() if fault),
     )
 
 
@@ -102,12 +114,19 @@ def _onnx_has_cuda() -> bool:
     return 'CUDAExecutionProvider' in onnxruntime.get_available_providers()
 
 
-def _importable(name: str) -> bool:
+def _import_fault(name: str) -> str | None:
+    """None if a package can be imported, '' if it is not installed, else a sentence about what is wrong with it."""
     try:
         import_module(name)
-    except (ImportError, OSError, RuntimeError):
-        return False
-    return True
+    except ModuleNotFoundError as error:
+        return '' if error.name == name else _broken(name, error)
+    except Exception as error:  # one that was built for another version of its neighbours raises anything
+        return _broken(name, error)
+    return None
+
+
+def _broken(name: str, error: Exception) -> str:
+    return f'the package {name} is installed, but cannot be imported: {first_line(error)}'
 
 
 def candidates(settings: EncoderSettings, machine: Machine) -> list[Choice]:
@@ -126,7 +145,7 @@ def candidates(settings: EncoderSettings, machine: Machine) -> list[Choice]:
     for precision in precisions:
         for runtime in _order(device, precision):
             if settings.runtime == 'auto' and _installed(runtime, device, machine):
-                found.append(Choice(runtime, device, precision, _reason(runtime, device, precision)))
+                found.append(Choice(runtime, device, precision, _reason(runtime, device, precision, settings)))
             elif settings.runtime == runtime:
                 found.append(Choice(runtime, device, precision, 'asked for'))
     if not found:
@@ -181,10 +200,14 @@ def _order(device: str, precision: str) -> tuple[str, ...]:
     return _ORDER.get((device, precision), ())
 
 
-def _reason(runtime: str, device: str, precision: str) -> str:
+def _reason(runtime: str, device: str, precision: str, settings: EncoderSettings) -> str:
     if device != 'cpu':
         return f'there is a GPU ({device}), and {runtime} is the first choice for it that is installed'
-    return f'the CPU computes well in {precision}, and {runtime} is the fastest for it that is installed'
+    if settings.precision != 'auto':
+        return f'CLIPFLOW_PRECISION is {precision}, and {runtime} is the first choice for it that is installed'
+    if precision == 'bfloat16':
+        return f'the CPU computes in bfloat16, and {runtime} is the fastest that is installed'
+    return f'{runtime} is the fastest in {precision} on this CPU that is installed'
 
 
 def open_session(
@@ -221,12 +244,30 @@ def open_session(
         )
         try:
             session = load(choice.runtime, spec, options)
-            return Opened(session, choice.why, (*warnings, *faster(settings, choice, machine)))
+            why = f'{choice.runtime} is the next that works' if warnings else choice.why
+            return Opened(
+                session, why, (*warnings, *without_effect(settings, choice), *faster(settings, choice, machine))
+            )
         except ClipflowError as error:
             if choice == choices[-1]:
                 raise
             warnings.append(f'{choice.runtime} was to be used, but: {error}')
     raise AssertionError('unreachable')
+
+
+def imported(runtime: str) -> Any:
+    """The module of a runtime, which imports its packages.
+
+    Raises:
+        InvalidParameter: they are not installed, or broken.
+    """
+    extra = f'pip install "clipflow[{_EXTRAS.get(runtime, runtime)}]"'
+    try:
+        return import_module(_RUNTIMES[runtime])
+    except ImportError as error:
+        raise InvalidParameter(f'the runtime {runtime!r} is not installed ({error}); {extra}') from None
+    except Exception as error:  # as in `_import_fault`
+        raise InvalidParameter(f'the runtime {runtime!r} cannot be imported ({first_line(error)}); {extra}') from None
 
 
 def load(runtime: str, spec: ModelSpec, options: Options) -> Session:
@@ -235,18 +276,31 @@ def load(runtime: str, spec: ModelSpec, options: Options) -> Session:
     Raises:
         ClipflowError: it is not installed, or the model cannot be loaded on it.
     """
+    module = imported(runtime)
     try:
-        module = import_module(_RUNTIMES[runtime])
-    except ImportError as error:
-        extra = f'pip install "clipflow[{_EXTRAS.get(runtime, runtime)}]"'
-        raise InvalidParameter(f'the runtime {runtime!r} is not installed ({error}); {extra}') from None
-    return cast(Session, module.load(spec, options))
+        return cast(Session, module.load(spec, options))
+    except ClipflowError:
+        raise
+    except Exception as error:  # what its library raises
+        _log.exception('%s cannot load the model %s', runtime, spec.name)
+        raise InvalidParameter(f'{runtime} cannot load the model {spec.name}: {first_line(error)}') from None
+
+
+def without_effect(settings: EncoderSettings, choice: Choice) -> tuple[str, ...]:
+    """Name what was set and is of no use to what was chosen."""
+    idle = []
+    if choice.runtime in _ELSEWHERE:
+        idle += [name for name in ('precision', 'device') if getattr(settings, name) != 'auto']
+    if settings.compile and choice.runtime != 'torch':
+        idle.append('compile')
+    return tuple(f'CLIPFLOW_{name.upper()} has no effect on the runtime {choice.runtime!r}' for name in idle)
 
 
 def faster(settings: EncoderSettings, choice: Choice, machine: Machine) -> tuple[str, ...]:
-    """Name what would be faster than what was chosen."""
+    """Name what would be faster than what was chosen, and what is broken that might be."""
+    broken = machine.broken if settings.runtime == 'auto' else ()
     if machine.mps and settings.device == 'auto':
-        return ('this machine has a GPU that was not measured: compare with CLIPFLOW_DEVICE=mps',)
+        return (*broken, 'this machine has a GPU that was not measured: compare with CLIPFLOW_DEVICE=mps')
     if settings.runtime != 'auto' or choice.device != 'cpu' or 'openvino' in machine.packages:
-        return ()
-    return ('the extra "openvino" is faster on this CPU: pip install "clipflow[openvino]"',)
+        return broken
+    return (*broken, 'the extra "openvino" is faster on this CPU: pip install "clipflow[openvino]"')

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from clipflow.errors import Internal, InvalidParameter, Unavailable
-from clipflow.sessions.base import IMAGE, TEXT, TOWERS, Options, OutOfMemory, Tower, Towers, grey
+from clipflow.sessions.base import IMAGE, TEXT, Options, OutOfMemory, Tower, Towers, grey
 from clipflow.sessions.export import exported, file_name, locked, put
 from clipflow.weights import ModelSpec
 
@@ -144,8 +144,8 @@ class TensorRtSession:
 
     def close(self) -> None:
         """See `base.Session`."""
-        for tower in TOWERS:
-            self.release(tower)
+        self._towers.close()
+        torch.cuda.empty_cache()
 
 
 class _Engine:

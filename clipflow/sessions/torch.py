@@ -37,28 +37,28 @@ class TorchSession:
             raise InvalidParameter(f'torch computes in {", ".join(FORMATS)}, not in {options.precision!r}')
         self._spec, self._options = spec, options
         self._device = torch.device(options.device)
-        self._towers = Towers(lambda tower: self._load()[tower], self._load())
+        self._towers = Towers(lambda tower: self._load(tower)[tower], self._load(*TOWERS))
         self.dimension = int(self.encode_images(grey(spec)).shape[1])
-        if options.compiled:
-            self._compile()
 
-    def _load(self) -> dict[Tower, Any]:
+    def _load(self, *wanted: Tower) -> dict[Tower, Any]:
         loaded: dict[Tower, Any] = dict(zip(TOWERS, load_towers(self._spec), strict=True))
-        for name, tower in loaded.items():
-            tower.convert(FORMATS[self._options.precision])
-            loaded[name] = tower.to(self._device)
+        for tower in wanted:
+            loaded[tower].convert(FORMATS[self._options.precision])
+            loaded[tower] = loaded[tower].to(self._device)
             if self._options.compiled:
-                loaded[name] = torch.compile(loaded[name])
-        return loaded
+                loaded[tower] = self._compiled(tower, loaded[tower])
+        return {tower: loaded[tower] for tower in wanted}
 
-    def _compile(self) -> None:
+    def _compiled(self, tower: Tower, module: Any) -> Any:
         """Now, not in the first queries. A size that was seen to change may change; one item is a case of its own."""
+        compiled = torch.compile(module)
         longest = self._spec.context
         for step, (count, length) in enumerate(_COMPILED_FOR, 1):
-            _log.info('compiling both towers: step %d of %d', step, len(_COMPILED_FOR))
-            self.encode_images(np.repeat(grey(self._spec), count, axis=0))
-            ids = np.ones((count, longest if self._spec.padding == 'fixed' else min(length, longest)), np.int32)
-            self.encode_texts(ids, ids)
+            _log.info('compiling the %s tower: step %d of %d', tower, step, len(_COMPILED_FOR))
+            ids = np.ones((count, longest if self._spec.padding == 'fixed' else min(length, longest)), np.int64)
+            inputs = [np.repeat(grey(self._spec), count, axis=0)] if tower == IMAGE else [ids, ids]
+            self._call(tower, compiled, inputs)
+        return compiled
 
     @property
     def description(self) -> dict[str, str]:
@@ -72,25 +72,29 @@ class TorchSession:
 
     def encode_images(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """See `base.Session`."""
-        torch.set_num_threads(self._options.threads)
-        return self._run(IMAGE, torch.from_numpy(pixels))
+        return self._run(IMAGE, [pixels])
 
     def encode_texts(self, ids: NDArray[np.int32], mask: NDArray[np.int32]) -> NDArray[np.float32]:
         """See `base.Session`."""
-        torch.set_num_threads(1 if ids.size <= _TOKENS_FOR_ONE_THREAD else self._options.threads)
-        return self._run(TEXT, *(torch.tensor(array, dtype=torch.int64) for array in (ids, mask)))
+        return self._run(TEXT, [ids.astype(np.int64), mask.astype(np.int64)])
 
-    def _run(self, tower: Tower, *inputs: torch.Tensor) -> NDArray[np.float32]:
+    def _run(self, tower: Tower, inputs: list[NDArray[Any]]) -> NDArray[np.float32]:
+        module = self._towers[tower]
         try:
-            with torch.inference_mode():
-                vectors = self._towers[tower](*(tensor.to(self._device) for tensor in inputs))
-                found: NDArray[np.float32] = vectors.cpu().numpy()
-                return found
+            return self._call(tower, module, inputs)
         except torch.OutOfMemoryError as error:
             reason = str(error)
         # Outside of the handler, where nothing holds the tensors of the call any more.
         self._free()
         raise OutOfMemory(reason)
+
+    def _call(self, tower: Tower, module: Any, inputs: list[NDArray[Any]]) -> NDArray[np.float32]:
+        short = tower == TEXT and inputs[0].size <= _TOKENS_FOR_ONE_THREAD
+        torch.set_num_threads(1 if short else self._options.threads)
+        with torch.inference_mode():
+            vectors = module(*(torch.from_numpy(array).to(self._device) for array in inputs))
+            found: NDArray[np.float32] = vectors.cpu().numpy()
+            return found
 
     def release(self, tower: Tower) -> None:
         """See `base.Session`."""
@@ -103,5 +107,5 @@ class TorchSession:
 
     def close(self) -> None:
         """See `base.Session`."""
-        for tower in TOWERS:
-            self.release(tower)
+        self._towers.close()
+        self._free()

@@ -7,7 +7,8 @@ import torch
 from torch.nn.functional import normalize
 
 from clipflow.errors import InvalidParameter
-from clipflow.weights import CLIP_SERVER, ModelSpec, PictureSpec
+from clipflow.preprocessing import PictureSpec
+from clipflow.weights import CLIP_SERVER, ModelSpec
 
 FORMATS = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
 

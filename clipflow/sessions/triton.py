@@ -85,8 +85,9 @@ def write_repository(spec: ModelSpec, cache: Path, out: Path, dimension: int, se
         temporary = folder / f'{version}.part'
         temporary.mkdir(exist_ok=True)
         shutil.copyfile(directory / file_name(tower, serving.precision), temporary / 'model.onnx')
-        temporary.rename(folder / str(version))
+        # What is said of it is there before: the session asks for that when it sees another version.
         put(folder / 'config.pbtxt', _config(spec, tower, inputs, dimension, serving).encode())
+        temporary.rename(folder / str(version))
         folders.append(folder)
     return folders
 

@@ -3,20 +3,26 @@
 import fcntl
 import os
 import sqlite3
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from clipflow.errors import ClipflowError, Conflict, Internal, ReadOnly, StorageFull, Unavailable
-from clipflow.filters import REGEX_FUNCTION
+from clipflow.errors import ClipflowError, Conflict, Internal, InvalidFilter, ReadOnly, StorageFull, Unavailable
+from clipflow.filters import REGEX_FUNCTION, shown
 from clipflow.store import layout
 
 WAL = 'WAL'
 """Readers and the writer do not wait for each other."""
 ROLLBACK = 'TRUNCATE'
 """New pages are written once, not to a log first: for a store that is filled while nobody reads it."""
-_REGEX_SECONDS = 0.05
+REGEX_SECONDS = 2.0
+"""For a pattern on all documents of a statement, what is usual aside."""
+_USUAL_SECONDS = 0.0001
+"""For one document; far more than an ordinary pattern takes."""
 _ERRORS: dict[int, tuple[type[ClipflowError], str]] = {
     sqlite3.SQLITE_FULL: (
         StorageFull,
@@ -25,8 +31,8 @@ _ERRORS: dict[int, tuple[type[ClipflowError], str]] = {
     sqlite3.SQLITE_READONLY: (ReadOnly, 'the workspace cannot be written to; check its permissions'),
     sqlite3.SQLITE_CANTOPEN: (ReadOnly, 'the database of the workspace cannot be opened; check its permissions'),
     sqlite3.SQLITE_IOERR: (Unavailable, 'the disk of the workspace reports an error; see the log of the system'),
-    sqlite3.SQLITE_CORRUPT: (Internal, 'the database of the workspace is damaged; restore it from a backup'),
-    sqlite3.SQLITE_NOTADB: (Internal, 'the file documents.db in the workspace is not a database'),
+    sqlite3.SQLITE_CORRUPT: (Internal, 'the database {file} of the workspace is damaged; restore it from a backup'),
+    sqlite3.SQLITE_NOTADB: (Internal, 'the file {file} in the workspace is not a database; restore it from a backup'),
 }
 
 
@@ -40,14 +46,20 @@ def connect(path: Path, journal: str = WAL) -> sqlite3.Connection:
 
 
 @contextmanager
-def translated() -> Iterator[None]:
-    """SQLite's errors as ours."""
+def translated(file: str = layout.DOCUMENTS) -> Iterator[None]:
+    """SQLite's errors as ours; `file` is what they happen to. Patterns have their time from here on."""
+    _patterns.left, _patterns.late = REGEX_SECONDS, ''
     try:
         yield
     except sqlite3.Error as error:
+        if _patterns.late:
+            raise InvalidFilter(
+                f'the pattern {shown(_patterns.late)} of $regex takes too long on these documents; a repetition within '
+                'a repetition, such as (a+)+, may be the reason'
+            ) from None
         code = getattr(error, 'sqlite_errorcode', 0) & 0xFF
         kind, sentence = _ERRORS.get(code, (Internal, f'the store failed: {error}'))
-        raise kind(sentence) from error
+        raise kind(sentence.replace('{file}', file)) from error
 
 
 def lock(directory: Path) -> int:
@@ -72,12 +84,32 @@ def lock(directory: Path) -> int:
     return descriptor
 
 
-def _regex(pattern: str, value: Any) -> bool:
-    if not isinstance(value, str):
-        return False
+class _Patterns(threading.local):
+    """What patterns may still take in the statement that this thread is at, and the one that took too long."""
+
+    left = REGEX_SECONDS
+    late = ''
+
+
+_patterns = _Patterns()
+
+
+@lru_cache(64)
+def _compiled(pattern: str) -> Any:
     import regex
 
-    try:
-        return regex.search(pattern, value, timeout=_REGEX_SECONDS) is not None
-    except TimeoutError:
+    return regex.compile(pattern)
+
+
+def _regex(pattern: str, value: Any) -> bool:
+    """Raises TimeoutError, so that the statement fails: not to know is neither a match nor none."""
+    if not isinstance(value, str):
         return False
+    started = time.thread_time()
+    try:
+        return _compiled(pattern).search(value, timeout=max(_patterns.left, _USUAL_SECONDS)) is not None
+    except TimeoutError:
+        _patterns.late = pattern
+        raise
+    finally:
+        _patterns.left -= max(0.0, time.thread_time() - started - _USUAL_SECONDS)

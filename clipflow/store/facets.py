@@ -5,13 +5,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from clipflow.filters import Filter
-from clipflow.store.reading import Documents
+from clipflow.store.reading import Documents, thinned
 
 Value = str | int | float | bool
 
 COUNTED = 20_000
-"""Of more documents a sample of about this size is counted; the counts are then multiplied."""
+"""Of more documents a sample of this size is counted; the counts are then multiplied."""
 _FEW = 20
 MOST_VALUES = 2000
 """Of a tag that a shard tells; a tag with more is hardly one to filter by."""
@@ -56,11 +58,16 @@ def count_values(documents: Documents, matching: Filter | None) -> tuple[list[Fa
     Returns:
         Facets in the order of the alphabet, and whether they are estimated from a sample.
     """
-    keys = documents.keys() if matching is None else documents.matching_keys(matching)
-    step = -(-len(keys) // COUNTED) or 1
+    keys = documents.keys() if matching is None else np.sort(documents.matching_keys(matching))
+    counted = thinned(keys, COUNTED)
     found: dict[str, Facet] = {}
-    for tag, kind, value, count in documents.tag_values(json.dumps(keys[::step].tolist())):
+    # Numbers first: where a tag has 1 and true, which a filter takes for equal, they show as 1.
+    rows = documents.tag_values(json.dumps(counted.tolist()))
+    for tag, kind, value, count in sorted(rows, key=lambda row: row[1] in ('true', 'false')):
         # SQLite has no booleans: the type tells 1 from true.
         known: Value = kind == 'true' if kind in ('true', 'false') else value
-        found.setdefault(tag, Facet(tag)).counts[known] = count * step
-    return [found[tag] for tag in sorted(found)], step > 1
+        counts = found.setdefault(tag, Facet(tag)).counts
+        counts[known] = counts.get(known, 0) + count
+    for facet in found.values():
+        facet.counts = {value: round(count * len(keys) / len(counted)) for value, count in facet.counts.items()}
+    return [found[tag] for tag in sorted(found)], len(counted) < len(keys)

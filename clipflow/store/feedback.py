@@ -4,6 +4,7 @@ import json
 import sqlite3
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,14 @@ import numpy as np
 
 from clipflow import clicks
 from clipflow.clicks import Feedback
-from clipflow.errors import ReadOnly
+from clipflow.errors import ReadOnly, Unavailable
 from clipflow.store import layout
 from clipflow.store.connection import connect, translated
 from clipflow.store.migrations import migrate
 
 _ROWS_PER_READ = 1000
+_PATIENCE_MS = 3000
+"""Only a checkpoint waits, for whoever reads; feedback waits behind it."""
 _COLUMNS = 'time, user, model, head, text, vector, shown, scores, clicked, disliked'
 
 
@@ -51,8 +54,11 @@ class FeedbackLog:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ReadOnly(f'the workspace {workspace} cannot be written: {error.strerror}') from None
-        with translated():
+        self._translated = partial(translated, f'{layout.FEEDBACK}/{shard}.db')
+        self._deleted = 0  # what no purge has overwritten yet
+        with self._translated():
             self._db = connect(folder / f'{shard}.db')
+            self._db.execute(f'PRAGMA busy_timeout = {_PATIENCE_MS}')
             # What is purged is to be gone from the file too.
             self._db.execute('PRAGMA secure_delete = ON')
             migrate(self._db, STEPS)
@@ -77,7 +83,7 @@ class FeedbackLog:
             for entry in entries
         ]
         marks = ', '.join('?' * len(_COLUMNS.split(',')))
-        with translated():
+        with self._translated():
             self._db.execute('BEGIN IMMEDIATE')
             try:
                 self._db.executemany(f'INSERT INTO feedback ({_COLUMNS}) VALUES ({marks})', rows)
@@ -90,7 +96,7 @@ class FeedbackLog:
 
     def last(self) -> int:
         """Number of the newest entry that there ever was."""
-        with translated():
+        with self._translated():
             row = self._db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'feedback'").fetchone()
         return int(row[0]) if row else 0
 
@@ -98,7 +104,7 @@ class FeedbackLog:
         """Entries with the numbers from `after` + 1 to `after` + `count`; of one user, or of all."""
         condition, more = ('', ()) if user is None else (' AND user = ?', (user,))
         sql = f'SELECT {_COLUMNS} FROM feedback WHERE number > ? AND number <= ?{condition} ORDER BY number'
-        with translated():
+        with self._translated():
             rows = self._db.execute(sql, (after, after + count, *more)).fetchall()
         return [_entry(row) for row in rows]
 
@@ -108,7 +114,7 @@ class FeedbackLog:
             'count(*), coalesce(sum(json_array_length(clicked)), 0)',
             'coalesce(sum(json_array_length(disliked)), 0)',
         )
-        with translated():
+        with self._translated():
             entries, clicked, disliked, first, last = self._db.execute(
                 f'SELECT {", ".join(totals)}, min(time), max(time) FROM feedback'
             ).fetchone()
@@ -125,20 +131,39 @@ class FeedbackLog:
             'counts': clicks.counted(self._shown()).json(),
         }
 
-    def _shown(self) -> Iterator[tuple[list[str], list[float], list[str]]]:
-        with translated():
-            for row in self._db.execute('SELECT shown, scores, clicked FROM feedback'):
-                shown, scores, clicked = (json.loads(value) for value in row)
-                yield shown, scores, clicked
+    def _shown(self) -> Iterator[tuple[list[str], list[float], list[str], str]]:
+        # In pages: a purge can overwrite nothing while a statement reads.
+        last = 0
+        sql = 'SELECT number, head, shown, scores, clicked FROM feedback WHERE number > ? ORDER BY number LIMIT ?'
+        while True:
+            with self._translated():
+                rows = self._db.execute(sql, (last, _ROWS_PER_READ)).fetchall()
+            if not rows:
+                return
+            last = rows[-1][0]
+            for _, head, *lists in rows:
+                shown, scores, clicked = (json.loads(value) for value in lists)
+                yield shown, scores, clicked, head
 
     def purge(self, user: str | None, before: float | None) -> int:
-        """Delete entries of a user, or of all, that are older than a time, or all; returns how many."""
+        """Delete entries of a user, or of all, that are older than a time, or all; returns how many.
+
+        Raises:
+            Unavailable: they are deleted, but not overwritten; a later purge counts them.
+        """
         conditions = {'user = ?': user, 'time < ?': before}
         given = {condition: value for condition, value in conditions.items() if value is not None}
-        with translated():
+        with self._translated():
             done = self._db.execute(f'DELETE FROM feedback WHERE {" AND ".join(given)}', tuple(given.values()))
-            self._db.execute('PRAGMA wal_checkpoint(TRUNCATE)')
-        return done.rowcount
+            self._deleted += done.rowcount
+            busy, *_ = self._db.execute('PRAGMA wal_checkpoint(TRUNCATE)').fetchone()
+        if busy:
+            raise Unavailable(
+                f'{self._deleted} entries are deleted, but not overwritten on the disk yet, because something reads '
+                'the log, such as a backup; send the same again when that has ended'
+            )
+        deleted, self._deleted = self._deleted, 0
+        return deleted
 
     def close(self) -> None:
         """Close the file."""

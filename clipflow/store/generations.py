@@ -20,6 +20,7 @@ from clipflow.files import sync
 from clipflow.store import layout
 
 _NAME = re.compile(rf'{layout.INDEXER}(-[a-z0-9]+)?')
+_GONE = '.gone'
 _BESIDE = (layout.FEEDBACK, layout.RANKER)
 
 
@@ -33,6 +34,8 @@ def current(workspace: Path) -> Path:
     if (workspace / layout.RESTORED).is_dir():
         with _translated(workspace):
             _take_over(workspace)
+    for left in workspace.glob(f'*{_GONE}'):
+        shutil.rmtree(left, ignore_errors=True)
     return workspace / _read(workspace)
 
 
@@ -54,6 +57,14 @@ def switch(workspace: Path, folder: Path) -> None:
             os.fsync(file.fileno())
         os.replace(file.name, workspace / layout.GENERATION)
         sync(workspace)
+
+
+def remove(folder: Path) -> None:
+    """Delete a generation that nobody has open; what a kill leaves of it goes when somebody asks which one counts."""
+    gone = folder.with_name(folder.name + _GONE)
+    with _translated(folder.parent):
+        folder.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 def staging(workspace: Path) -> Path:

@@ -1,7 +1,8 @@
 """What belongs to a workspace, and under which names.
 
 generation                names the directory that holds the documents; where it is missing, that is `indexer`
-indexer/<shard>/          documents.db, the truth; lock; snapshots/<sequence>/, derived
+indexer/<shard>/          documents.db, the truth; lock; snapshots/<number>/, derived
+indexer*.gone/            documents that count no more and are being deleted
 feedback/<shard>.db       what people thought of results
 ranker/                   heads of the ranker
 backup                    held while a backup is taken; holds the mark of this workspace

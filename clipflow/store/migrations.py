@@ -28,7 +28,28 @@ def _m002_changes(db: sqlite3.Connection) -> None:
     db.execute("INSERT INTO meta SELECT 'sequence', coalesce(max(sequence), 0) FROM documents")
 
 
-STEPS: tuple[Callable[[sqlite3.Connection], None], ...] = (_m001_documents, _m002_changes)
+def _m003_tagged(db: sqlite3.Connection) -> None:
+    # The number of the latest change of tags alone: an index of vectors has nothing to learn from it.
+    db.execute('ALTER TABLE documents ADD COLUMN tagged INTEGER NOT NULL DEFAULT 0')
+    db.execute('CREATE INDEX documents_by_tagged ON documents (tagged) WHERE tagged > 0')
+
+
+STEPS: tuple[Callable[[sqlite3.Connection], None], ...] = (_m001_documents, _m002_changes, _m003_tagged)
+
+
+def check(db: sqlite3.Connection) -> None:
+    """For who only reads: raises Conflict if the database has not got the newest schema."""
+    if _taken(db, STEPS) < len(STEPS):
+        raise Conflict('this workspace was written by an older clipflow; start the service once, which changes that')
+
+
+def _taken(db: sqlite3.Connection, steps: Sequence[Callable[[sqlite3.Connection], None]]) -> int:
+    version = int(db.execute('PRAGMA user_version').fetchone()[0])
+    if version > len(steps):
+        raise Conflict(
+            f'this workspace has schema {version}, written by a newer clipflow; this one knows up to {len(steps)}'
+        )
+    return version
 
 
 def migrate(db: sqlite3.Connection, steps: Sequence[Callable[[sqlite3.Connection], None]] | None = None) -> None:
@@ -42,11 +63,7 @@ def migrate(db: sqlite3.Connection, steps: Sequence[Callable[[sqlite3.Connection
         Conflict: a newer clipflow has written it.
     """
     steps = STEPS if steps is None else steps
-    version = int(db.execute('PRAGMA user_version').fetchone()[0])
-    if version > len(steps):
-        raise Conflict(
-            f'this workspace has schema {version}, written by a newer clipflow; this one knows up to {len(steps)}'
-        )
+    version = _taken(db, steps)
     if version == len(steps):
         return
     db.execute('BEGIN IMMEDIATE')

@@ -15,10 +15,13 @@ from numpy.typing import NDArray
 from clipflow.filters import Filter
 from clipflow.store import layout
 from clipflow.store.connection import WAL, connect, translated
+from clipflow.store.migrations import check
 
-_VARIABLES = 30_000
+_VARIABLES = 2_000
 _ROWS_PER_READ = 10_000
 _RECORDS_PER_READ = 1000
+_SCRAMBLE = np.uint64(0x9E3779B97F4A7C15)
+"""2^64 divided by the golden ratio, odd (Knuth, The Art of Computer Programming 3, 6.4)."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,10 @@ KeysAndVectors = tuple[NDArray[np.int64], NDArray[np.float32]]
 
 
 class Documents:
-    """The documents of one shard, in `directory`. Every thread reads through a connection of its own."""
+    """The documents of one shard, in `directory`. Every thread reads through a connection of its own.
+
+    Raises (on reading): Conflict if a newer or older clipflow wrote them; else as `connection.translated`.
+    """
 
     def __init__(self, directory: Path, journal: str = WAL) -> None:
         self.directory = directory
@@ -51,9 +57,11 @@ class Documents:
         return self._all[-1]
 
     def _read(self, sql: str, parameters: Sequence[Any] = ()) -> list[Any]:
-        if not hasattr(self._local, 'db'):
-            self._local.db = self._connect()
         with translated():
+            if not hasattr(self._local, 'db'):
+                db = self._connect()
+                check(db)
+                self._local.db = db
             found: list[Any] = self._local.db.execute(sql, parameters).fetchall()
             return found
 
@@ -82,9 +90,16 @@ class Documents:
         """What the first of the vectors were made with: float or int8; empty if there never was one."""
         return self._meta().get('precision', '')
 
-    def by_keys(self, keys: Sequence[int], *, thumbnails: bool = False, vectors: bool = False) -> dict[int, Record]:
-        """Records of the keys that exist."""
-        found = [r for some in chunks(keys) for r in self._select('d.key IN', some, thumbnails, vectors)]
+    def by_keys(
+        self,
+        keys: Sequence[int],
+        *,
+        thumbnails: bool = False,
+        vectors: bool = False,
+        matching: Filter | None = None,
+    ) -> dict[int, Record]:
+        """Records of the keys that exist, and pass the filter if there is one."""
+        found = [r for some in chunks(keys) for r in self._select('d.key IN', some, thumbnails, vectors, matching)]
         return {record.key: record for record in found}
 
     def by_ids(self, ids: Sequence[str], *, thumbnails: bool = False, vectors: bool = False) -> dict[str, Record]:
@@ -101,12 +116,16 @@ class Documents:
         records = self.by_keys(keys, thumbnails=thumbnails, vectors=vectors)
         return [records[key] for key in keys if key in records]
 
-    def _select(self, condition: str, values: Sequence[Any], thumbnails: bool, vectors: bool) -> list[Record]:
+    def _select(
+        self, condition: str, values: Sequence[Any], thumbnails: bool, vectors: bool, matching: Filter | None = None
+    ) -> list[Record]:
         picture = '(SELECT webp FROM thumbnails t WHERE t.key = d.key)' if thumbnails else 'NULL'
         vector = 'd.vector' if vectors else 'NULL'
         marks = ', '.join('?' * len(values))
         columns = f'd.id, d.text, d.uri, d.tags, {vector}, {picture}, d.key'
         sql = f'SELECT {columns} FROM documents d WHERE {condition} ({marks})'
+        if matching is not None:
+            sql, values = f'{sql} AND ({matching.sql})', (*values, *matching.parameters)
         return [
             Record(i, text, uri, tags, None if blob is None else np.frombuffer(blob, dtype=np.float32), webp, key)
             for i, text, uri, tags, blob, webp, key in self._read(sql, values)
@@ -117,24 +136,24 @@ class Documents:
         rows = self._read(f'SELECT key FROM documents WHERE {matching.sql}', matching.parameters)
         return np.fromiter((row[0] for row in rows), dtype=np.int64, count=len(rows))
 
-    def vectors(self, step: int = 1) -> Iterator[KeysAndVectors]:
-        """All keys and vectors, or those whose key `step` divides, in blocks of [n] and [n, D]."""
-        if step > 1:
-            # Asked for by their keys: a scan would read all the others too.
-            wanted = np.arange(step, self._read('SELECT coalesce(max(key), 0) FROM documents')[0][0] + 1, step)
-            for start in range(0, len(wanted), _ROWS_PER_READ):
-                found = self.vectors_of(wanted[start : start + _ROWS_PER_READ])
-                if len(found[0]):
-                    yield found
-            return
+    def vectors(self) -> Iterator[KeysAndVectors]:
+        """All keys and vectors, in blocks of [n] and [n, D]."""
         last = 0
         sql = 'SELECT key, vector FROM documents WHERE key > ? ORDER BY key LIMIT ?'
         while rows := self._read(sql, (last, _ROWS_PER_READ)):
             last = rows[-1][0]
             yield _matrix(rows)
 
+    def sample(self, most: int) -> NDArray[np.float32]:
+        """Vectors of the documents of `sample_keys`, [n, D]."""
+        keys = self.sample_keys(most)
+        blocks = [
+            self.vectors_of(keys[start : start + _ROWS_PER_READ])[1] for start in range(0, len(keys), _ROWS_PER_READ)
+        ]
+        return np.concatenate(blocks) if blocks else np.empty((0, 0), np.float32)
+
     def vectors_since(self, sequence: int) -> Iterator[KeysAndVectors]:
-        """Keys and vectors of documents that were changed after `sequence`, in blocks, oldest change first."""
+        """Keys and vectors of documents that were stored after `sequence`, in blocks, oldest change first."""
         sql = 'SELECT key, vector, sequence FROM documents WHERE sequence > ? ORDER BY sequence LIMIT ?'
         while rows := self._read(sql, (sequence, _ROWS_PER_READ)):
             sequence = rows[-1][2]
@@ -151,6 +170,13 @@ class Documents:
         # As one text: a million rows as Python objects take four times as long.
         text = self._read('SELECT group_concat(key) FROM documents INDEXED BY documents_by_sequence')[0][0]
         return np.sort(np.fromstring(text or '', dtype=np.int64, sep=','))
+
+    def sample_keys(self, most: int) -> NDArray[np.int64]:
+        """Keys of `most` documents from everywhere, ascending, [n]; all if there are fewer.
+
+        Most of them are the same after some documents came or went.
+        """
+        return thinned(self.keys(), most)
 
     def tag_values(self, keys: str) -> list[tuple[str, str, Any, int]]:
         """Of documents whose keys are in a JSON list: tag, JSON type, value, and how many have it."""
@@ -170,6 +196,12 @@ class Documents:
         """Number of documents."""
         return int(self._read('SELECT count(*) FROM documents')[0][0])
 
+    def count_of_either(self) -> int:
+        """Number of documents with a text and a URI but no thumbnail: their vector may be of the one or the other."""
+        thumbnail = 'SELECT 1 FROM thumbnails t WHERE t.key = d.key'
+        sql = f"SELECT count(*) FROM documents d WHERE text != '' AND uri != '' AND NOT EXISTS ({thumbnail})"
+        return int(self._read(sql)[0][0])
+
     def ids(self) -> set[str]:
         """All ids."""
         return {row[0] for row in self._read('SELECT id FROM documents')}
@@ -180,7 +212,11 @@ class Documents:
         Returns:
             The records, and the number of the latest change among them; without records, `sequence`.
         """
-        sql = 'SELECT key, sequence FROM documents WHERE sequence > ? ORDER BY sequence LIMIT ?'
+        sql = (
+            'SELECT key, sequence FROM documents WHERE sequence > ?1 AND sequence > tagged'
+            ' UNION ALL SELECT key, tagged FROM documents WHERE tagged > 0 AND tagged > ?1 AND tagged > sequence'
+            ' ORDER BY 2 LIMIT ?2'
+        )
         rows = self._read(sql, (sequence, _RECORDS_PER_READ))
         found = self.by_keys([row[0] for row in rows], thumbnails=True)
         return [found[key] for key, _ in rows if key in found], max((row[1] for row in rows), default=sequence)
@@ -197,6 +233,19 @@ def _matrix(rows: Sequence[Any]) -> KeysAndVectors:
         return np.empty(0, np.int64), np.empty((0, 0), np.float32)
     matrix = np.frombuffer(b''.join(row[1] for row in rows), dtype=np.float32).reshape(len(rows), -1)
     return np.array([row[0] for row in rows], dtype=np.int64), matrix
+
+
+def thinned(keys: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+    """Of [N] keys, ascending, the `most` whose scrambled values are the smallest, ascending, [n].
+
+    Unlike every tenth of them these follow no rhythm in which documents were stored.
+    """
+    if len(keys) <= most:
+        return keys
+    scrambled = keys.astype(np.uint64) * _SCRAMBLE
+    scrambled ^= scrambled >> np.uint64(32)  # multiplied once, every 987th key or so would still lie together
+    scrambled *= _SCRAMBLE
+    return np.sort(keys[np.argsort(scrambled)[:most]])
 
 
 def chunks(values: Iterable[Any]) -> Iterator[list[Any]]:

@@ -82,7 +82,8 @@ class Store(Documents):
 
     def _index_tags(self, names: Collection[str]) -> None:
         """An index of each declared tag, and none of others."""
-        wanted = {f'tag_{name}': index_expression(name) for name in names}
+        # SQLite takes `price` and `Price` for one name.
+        wanted = {f'tag_{name.encode().hex()}': index_expression(name) for name in names}
         sql = "SELECT name FROM sqlite_master WHERE type = 'index' AND name LIKE 'tag\\_%' ESCAPE '\\'"
         there = {row[0] for row in self._read(sql)}
         if there == set(wanted):
@@ -107,12 +108,12 @@ class Store(Documents):
                 raise
 
     def snapshots(self) -> list[str]:
-        """Tokens of the latest two snapshots of the index."""
+        """Tokens of the snapshot of the index that is complete, and of the one that was begun last."""
         return self._meta().get('snapshots', '').split()
 
-    def note_snapshot(self, token: str) -> None:
-        """A snapshot of this very state is going to be written; the one before it is good until that is done."""
-        latest = ' '.join([*self.snapshots()[-1:], token])
+    def note_snapshot(self, token: str, complete: str) -> None:
+        """A snapshot of this very state is going to be written; until it is, `complete`, if known here, is good."""
+        latest = ' '.join([*(known for known in self.snapshots() if known == complete), token])
         with self._transaction() as db:
             db.execute("INSERT OR REPLACE INTO meta VALUES ('snapshots', ?)", (latest,))
 
@@ -218,7 +219,7 @@ class Store(Documents):
             sequence = self._sequence(db, len(patches))
             return [
                 db.execute(
-                    'UPDATE documents SET tags = json_patch(tags, ?), sequence = ? WHERE id = ?',
+                    'UPDATE documents SET tags = json_patch(tags, ?), tagged = ? WHERE id = ?',
                     (patch, next(sequence), identifier),
                 ).rowcount
                 == 1

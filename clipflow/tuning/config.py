@@ -6,7 +6,7 @@ Every field is an option of the YAML file; docs/relevance.md shows them all.
 import difflib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -16,6 +16,15 @@ from clipflow.templates import checked
 
 LEARNING_RATES = {'full': 1e-6, 'last-n-layers': 1e-5, 'projection': 1e-4, 'lora': 1e-4}
 """Where none is given. All parameters of a CLIP take 1e-7 to 1e-5; more, and it forgets what it knew."""
+
+_Config = TypeVar('_Config', bound=BaseModel)
+
+
+def at_least_one(templates: tuple[str, ...]) -> tuple[str, ...]:
+    """For pydantic: the templates; ValueError if there is none, or one has no place for the name of a class."""
+    if not templates:
+        raise ValueError('at least one template is needed, such as "a photo of a {}"')
+    return checked(templates)
 
 
 class TuneConfig(BaseModel):
@@ -39,9 +48,7 @@ class TuneConfig(BaseModel):
     validation_share: float = Field(
         0.1, gt=0, lt=1, description='Of data without splits: the part to choose on, drawn by what pictures hold.'
     )
-    old_task: Path | None = Field(
-        None, description='Captions (.jsonl, .json) or labelled pictures on which nothing may be forgotten.'
-    )
+    old_task: Path | None = Field(None, description='Captions or labelled pictures on which nothing may be forgotten.')
     old_images: Path | None = Field(None, description='As `images`, for the old task.')
     old_split: str | None = Field(None, description='Only this split of the old task.')
     old_templates: tuple[str, ...] = Field(('a photo of a {}',), description='As `templates`, for the old task.')
@@ -73,7 +80,7 @@ class TuneConfig(BaseModel):
     clip_gradient: float = Field(1.0, gt=0, description='Longest gradient.')
     patience: int = Field(2, ge=1, description='Epochs without a better validation recall, then it stops.')
     augment: bool = Field(True, description='Random crops, and mirrored pictures unless left or right matters.')
-    seed: int = Field(0, ge=0, description='Of everything that is drawn.')
+    seed: int = Field(0, ge=0, lt=2**32, description='Of everything that is drawn.')
 
     device: Literal['auto', 'cpu', 'cuda'] = Field('auto', description='Where it computes.')
     precision: Literal['auto', 'float32', 'bfloat16'] = Field(
@@ -103,17 +110,19 @@ class TuneConfig(BaseModel):
             raise ValueError('what is learned from cannot be chosen or reported on')
         return value
 
+    @field_validator('strategy', mode='before')
+    @classmethod
+    def _of_the_model(cls, value: Any) -> Any:
+        if value == 'head':
+            raise ValueError('a head is trained by `clipflow head train`, and stands in the ranker')
+        return value
+
     @field_validator('templates', 'old_templates', mode='before')
     @classmethod
     def _one_alone(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
 
-    @field_validator('templates', 'old_templates')
-    @classmethod
-    def _place_for_the_class(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if not value:
-            raise ValueError('at least one template is needed, such as "a photo of a {}"')
-        return checked(value)
+    _templates = field_validator('templates', 'old_templates')(at_least_one)
 
     @field_validator('alphas')
     @classmethod
@@ -144,11 +153,20 @@ class TuneConfig(BaseModel):
             NotFound: no such file.
             InvalidParameter: a sentence for each fault, all at once.
         """
-        values = (_yaml(file) if file else {}) | {name: value for name, value in given.items() if value is not None}
-        try:
-            return cls(**values)
-        except ValidationError as error:
-            raise faulty([_sentence(item, cls.model_fields) for item in error.errors()]) from None
+        values = read_yaml(file) if file else {}
+        return made(cls, values | {name: value for name, value in given.items() if value is not None})
+
+
+def made(kind: type[_Config], values: Mapping[str, Any]) -> _Config:
+    """The configuration of these options.
+
+    Raises:
+        InvalidParameter: a sentence for each fault, all at once.
+    """
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        raise faulty([_sentence(item, kind.model_fields) for item in error.errors()]) from None
 
 
 def faulty(sentences: list[str]) -> InvalidParameter:
@@ -183,7 +201,13 @@ class Faults:
             raise faulty(self.sentences)
 
 
-def _yaml(file: Path) -> dict[str, Any]:
+def read_yaml(file: Path) -> dict[str, Any]:
+    """The options in a file.
+
+    Raises:
+        NotFound: it cannot be read.
+        InvalidParameter: it holds no options.
+    """
     import yaml
 
     try:
@@ -193,14 +217,16 @@ def _yaml(file: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InvalidParameter(f'{file} is not YAML: {" ".join(str(error).split())}') from None
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
-        raise InvalidParameter(f'{file} holds no options, such as "epochs: 3"')
+        raise InvalidParameter(f'{file} holds no options, each a name and a value such as "seed: 3"')
     return found
 
 
 def _sentence(item: Any, known: Mapping[str, Any]) -> str:
-    name = str(item['loc'][0]) if item['loc'] else ''
+    name = '.'.join(map(str, item['loc']))
     if item['type'] == 'extra_forbidden':
         near = difflib.get_close_matches(name, known, 1)
         return f'unknown option {name!r}' + (f'; did you mean {near[0]!r}?' if near else '')
+    if item['type'] == 'missing':
+        return f'{name} is missing'
     said = str(item['ctx']['error']) if item['type'] == 'value_error' else item['msg'][:1].lower() + item['msg'][1:]
     return f'{name}={item["input"]!r} is not valid: {said}' if name else said

@@ -1,19 +1,17 @@
 """What to learn from and what to measure on: from captions, from labels, from the log of clicks."""
 
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from clipflow.errors import ClipflowError, InvalidParameter, NotFound
+from clipflow.clicks import read_log
+from clipflow.errors import InvalidParameter, NotFound
 from clipflow.relevance.album import Album, digest
-from clipflow.relevance.captions import CaptionSet, Fault, LabelledSet, Picture, read_captions, read_labelled
+from clipflow.relevance.captions import Fault, Picture, read_captions, read_labelled, splits_of
+from clipflow.relevance.tables import holds_labels
 from clipflow.tuning.config import TuneConfig
+from clipflow.tuning.contents import Contents
 from clipflow.tuning.tasks import Retrieval, Task, ZeroShot, of_captions, of_labels
-
-IGNORED = ('none',)
-_TABLES = ('.jsonl', '.ndjson', '.json')
 
 
 @dataclass(frozen=True)
@@ -42,6 +40,7 @@ class Data:
         validation: to choose on.
         test: to report on.
         faults: what was left out.
+        digest: of what is learned from and chosen on, with the bytes of the pictures.
     """
 
     pictures: tuple[Picture, ...]
@@ -50,6 +49,7 @@ class Data:
     validation: Task
     test: Task | None
     faults: tuple[Fault, ...]
+    digest: str
 
 
 def read(config: TuneConfig) -> Data:
@@ -75,65 +75,84 @@ def read_old_task(config: TuneConfig) -> Task | None:
     path = config.old_task
     if path is None:
         return None
-    if path.suffix.lower() in _TABLES:
-        return of_captions(read_captions(path, config.old_images, config.old_split))
-    return of_labels(read_labelled(path, config.old_images, config.old_split), config.old_templates)
+    if holds_labels(path):
+        return of_labels(read_labelled(path, config.old_images, config.old_split), config.old_templates)
+    return of_captions(read_captions(path, config.old_images, config.old_split))
 
 
 def _from_captions(path: Path, config: TuneConfig) -> Data:
-    def get(split: str | None) -> CaptionSet:
-        return read_captions(path, config.images, split)
+    def get(split: str | None) -> tuple[Task, tuple[Fault, ...]]:
+        found = read_captions(path, config.images, split)
+        return of_captions(found), found.faults
 
-    if len(config.splits) > 1:
-        parts = [get(split) for split in config.splits]
-        tasks: list[Task] = [of_captions(part) for part in parts]
-        faults = tuple(dict.fromkeys(fault for part in parts for fault in part.faults))
-    else:
-        _check_unsplit(get, path, config)
-        whole = get(None)
-        faults = whole.faults
-        tasks = list(_drawn(of_captions(whole), config.validation_share))
+    contents = Contents()
+    tasks, faults = _parts(get, path, config, contents)
     examples = [Example(place, texts) for place, texts in enumerate(_by_picture(tasks[0]))]
-    return _data(tasks, examples, faults)
+    return _data(tasks, examples, faults, contents)
 
 
 def _from_labels(path: Path, config: TuneConfig) -> Data:
-    def get(split: str | None) -> LabelledSet:
-        return read_labelled(path, config.images, split)
+    def get(split: str | None) -> tuple[Task, tuple[Fault, ...]]:
+        found = read_labelled(path, config.images, split)
+        return of_labels(found, config.templates), found.faults
 
-    if len(config.splits) > 1:
-        parts = [get(split) for split in config.splits]
-        tasks: list[Task] = [of_labels(part, config.templates) for part in parts]
-        faults = tuple(dict.fromkeys(fault for part in parts for fault in part.faults))
-    else:
-        _check_unsplit(get, path, config)
-        whole = get(None)
-        faults = whole.faults
-        tasks = list(_drawn(of_labels(whole, config.templates), config.validation_share))
+    contents = Contents()
+    tasks, faults = _parts(get, path, config, contents)
     learning = tasks[0]
     assert isinstance(learning, ZeroShot)
     names = [learning.classes[label] for label in learning.labels]
     texts = [tuple(template.replace('{}', name) for template in config.templates) for name in names]
-    return _data(tasks, [Example(place, several) for place, several in enumerate(texts)], faults)
+    return _data(tasks, [Example(place, several) for place, several in enumerate(texts)], faults, contents)
 
 
-def _check_unsplit(get: Any, path: Path, config: TuneConfig) -> None:
-    """Nobody learns from a test part because he did not know that there is one."""
-    if config.splits == IGNORED:
-        return
-    try:
-        get('train')
-    except ClipflowError:
-        return
-    raise InvalidParameter(f'{path} names splits: say which to use, such as splits=train,val,test, or splits=none')
+def _parts(
+    get: Callable[[str | None], tuple[Task, tuple[Fault, ...]]],
+    path: Path,
+    config: TuneConfig,
+    contents: Contents,
+) -> tuple[list[Task], tuple[Fault, ...]]:
+    """What is learned from, chosen on and, if there is such a part, reported on; and what was left out."""
+    if not config.splits and (there := splits_of(path)):
+        # Nobody learns from a test part because he did not know that there is one.
+        raise InvalidParameter(
+            f'{path} names splits ({", ".join(there)}): say which to use, such as splits=train,val,test, or splits=none'
+        )
+    found = [get(split) for split in (config.splits if len(config.splits) > 1 else (None,))]
+    tasks, unused = _apart([task for task, _ in found], contents)
+    faults = tuple(dict.fromkeys([*(fault for _, several in found for fault in several), *unused]))
+    return tasks if len(tasks) > 1 else _drawn(tasks[0], config.validation_share, contents), faults
 
 
-def _drawn(task: Retrieval | ZeroShot, share: float) -> tuple[Task, Task]:
+def _apart(tasks: Sequence[Task], contents: Contents) -> tuple[list[Task], list[Fault]]:
+    """Each without what cannot be read, and without what a later one holds too: nothing is learned and measured on."""
+    held, found, faults = set[str](), list[Task](), list[Fault]()
+    for task in reversed(tasks):
+        kept: dict[int, str] = {}
+        for place, picture in enumerate(task.pictures):
+            content = contents.of(picture)
+            if isinstance(content, Fault):
+                faults.append(content)
+            elif content in held:
+                faults.append(Fault(picture.name, 'is in a later split too, byte for byte, and counts there'))
+            else:
+                kept[place] = content
+        if not kept:
+            raise InvalidParameter(f'a split has no picture that can be used; {faults[-1].name}: {faults[-1].reason}')
+        found.append(task.part(list(kept)))
+        held |= set(kept.values())
+    return found[::-1], faults
+
+
+def _drawn(task: Task, share: float, contents: Contents) -> list[Task]:
     """Learning and validation part. Equal pictures go into the same part, and the same picture into the same always."""
-    chosen = [int(digest(picture.read())[:8], 16) < share * 16**8 for picture in task.pictures]
-    return tuple(  # type: ignore[return-value]
+    chosen = [_is_drawn(str(contents.of(picture)), share) for picture in task.pictures]
+    return [
         task.part(_some([place for place, there in enumerate(chosen) if there == wanted])) for wanted in (False, True)
-    )
+    ]
+
+
+def _is_drawn(name: str, share: float) -> bool:
+    return int(name[:8], 16) < share * 16**8
 
 
 def _some(places: list[int]) -> list[int]:
@@ -152,37 +171,40 @@ def _by_picture(task: Task) -> list[tuple[str, ...]]:
     return [tuple(texts) for texts in found]
 
 
-def _data(tasks: Sequence[Task], examples: Sequence[Example], faults: tuple[Fault, ...]) -> Data:
-    pictures = tasks[0].pictures
-    return Data(pictures, _kinds(pictures), tuple(examples), tasks[1], tasks[2] if len(tasks) > 2 else None, faults)
-
-
-def _kinds(pictures: Sequence[Picture]) -> tuple[int, ...]:
-    numbers: dict[str, int] = {}
-    return tuple(numbers.setdefault(digest(picture.read()), len(numbers)) for picture in pictures)
+def _data(tasks: Sequence[Task], examples: Sequence[Example], faults: tuple[Fault, ...], contents: Contents) -> Data:
+    pictures, validation = tasks[0].pictures, tasks[1]
+    own, held = ([contents.of(picture) for picture in several] for several in (pictures, validation.pictures))
+    numbers: dict[str | Fault, int] = {}
+    kinds = tuple(numbers.setdefault(content, len(numbers)) for content in own)
+    told = digest(repr((examples, own, replace(validation, pictures=()), held)).encode())
+    return Data(pictures, kinds, tuple(examples), validation, tasks[2] if len(tasks) > 2 else None, faults, told)
 
 
 def _from_feedback(path: Path, config: TuneConfig) -> Data:
     """Each query with what was clicked; what was shown and not clicked, by anyone, is rejected for that query."""
     assert config.images is not None
-    album, faults = Album(config.images), dict[Fault, None]()
+    album, contents, faults = Album(config.images), Contents(), dict[Fault, None]()
     pictures: dict[Picture, int] = {}
     shown: dict[str, dict[int, None]] = {}
     clicked: dict[str, dict[int, None]] = {}
-    for number, line in enumerate(_lines(path), 1):
-        entry = _entry(line)
-        if isinstance(entry, str):
-            faults[Fault(f'line {number}', entry)] = None
+    entries, unread = read_log(path)
+    faults |= {Fault(f'line {number}', reason): None for number, reason in unread.items()}
+    for number, entry in entries.items():
+        text = entry.text.strip()
+        if not text or not entry.clicked:
+            why = 'has no click' if text else 'has no text: a query by picture is nothing to learn from here'
+            faults[Fault(f'line {number}', why)] = None
             continue
-        text, ids, taken = entry
-        for name in ids:
+        for name in entry.shown:
             picture = album.find(name)
+            if not isinstance(picture, Fault) and isinstance(content := contents.of(picture), Fault):
+                picture = content
             if isinstance(picture, Fault):
                 faults[picture] = None
                 continue
             place = pictures.setdefault(picture, len(pictures))
             shown.setdefault(text, {})[place] = None
-            if name in taken:
+            if name in entry.clicked:
                 clicked.setdefault(text, {})[place] = None
     if not clicked:
         raise NotFound(f'{path} has no query by text with a clicked picture that is in {config.images}')
@@ -191,37 +213,11 @@ def _from_feedback(path: Path, config: TuneConfig) -> Data:
         rejected = tuple(place for place in shown[text] if place not in several)
         for place in several:
             # By the query: what people clicked for it is either learned or held out.
-            if int(digest(text.encode())[:8], 16) < config.validation_share * 16**8:
+            if _is_drawn(digest(text.encode()), config.validation_share):
                 held.append((place, text))
             else:
                 learning.append(Example(place, (text,), rejected))
     if not held or not learning:
         raise InvalidParameter(f'{path} has too few queries to draw a part to choose on; set another validation_share')
-    everything = tuple(pictures)
-    return Data(
-        everything, _kinds(everything), tuple(learning), Retrieval(everything, tuple(held)), None, tuple(faults)
-    )
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return [line for line in path.read_text(encoding='utf-8').split('\n') if line.strip()]
-    except OSError as error:
-        raise NotFound(f'{path} cannot be read: {error.strerror}') from None
-    except UnicodeDecodeError:
-        raise InvalidParameter(f'{path} is not UTF-8') from None
-
-
-def _entry(line: str) -> tuple[str, list[str], set[str]] | str:
-    """Text, shown ids and clicked ids; or what is wrong with the line."""
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return 'is not JSON'
-    if not isinstance(row, dict) or not all(isinstance(row.get(name), list) for name in ('shown', 'clicked')):
-        return 'is no object with the lists `shown` and `clicked`'
-    if not isinstance(row.get('text'), str) or not row['text'].strip():
-        return 'has no text: a query by picture is nothing to learn from here'
-    if not row['clicked']:
-        return 'has no click'
-    return row['text'].strip(), [str(name) for name in row['shown']], {str(name) for name in row['clicked']}
+    exam = Retrieval(tuple(pictures), tuple(held))
+    return _data((exam, exam), learning, tuple(faults), contents)

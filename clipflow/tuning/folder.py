@@ -1,18 +1,20 @@
 """The run folder: what was asked, whether it is finished, curves, and the model's card."""
 
 import json
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from clipflow.errors import Conflict, ReadOnly
+from clipflow.errors import InvalidParameter, NotFound
+from clipflow.files import replaced
+from clipflow.tuning import claim
+from clipflow.tuning.claim import CONFIG
 from clipflow.tuning.config import TuneConfig
 from clipflow.tuning.journal import METRICS, Journal
 from clipflow.tuning.mixing import AFTER, BEFORE, MIXED
-from clipflow.tuning.state import put
+from clipflow.tuning.state import writing
 
-CONFIG, REPORT, MODEL, CARD, CURVES = 'config.yaml', 'report.json', 'model', 'README.md', 'curves.png'
+REPORT, MODEL, CARD, CURVES = 'report.json', 'model', 'README.md', 'curves.png'
 _FREE = frozenset(('out', 'part', 'device', 'cache_mb', 'save_every', 'checkpointing'))
 """Options that may change when a run goes on: they are about the machine, not about the result."""
 
@@ -21,34 +23,35 @@ def check(config: TuneConfig) -> None:
     """Whether the folder can be this run's.
 
     Raises:
-        Conflict: another run is in it, or files that are none of a run.
+        Conflict, InvalidParameter: as of `claim.check`.
     """
-    file = config.out / CONFIG
-    if not file.exists():
-        if config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
-            raise Conflict(f'{config.out} is there and is no run folder; choose another out')
-        return
-    was, asked = yaml.safe_load(file.read_text(encoding='utf-8')), _plain(config)
-    other = sorted(name for name in {*was, *asked} - _FREE if was.get(name) != asked.get(name))
-    if other:
-        raise Conflict(
-            f'{config.out} is of a run with another {" and ".join(other)}; choose another out, or ask for the same'
-        )
+    claim.check(config.out, config, _FREE)
 
 
-def begin(config: TuneConfig) -> None:
-    """Make the folder, and note what was asked."""
-    try:
-        config.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ReadOnly(f'the folder {config.out} cannot be made: {error.strerror}') from None
-    put(config.out / CONFIG, yaml.safe_dump(_plain(config), sort_keys=False, allow_unicode=True))
+def claimed(config: TuneConfig) -> AbstractContextManager[None]:
+    """The folder for this process alone, with what was asked in it; errors as of `claim.claimed`."""
+    return claim.claimed(config.out, config, _FREE)
 
 
 def report(folder: Path) -> dict[str, Any] | None:
-    """What a finished run came to; None of one that is not finished."""
+    """What a finished run came to; None of one that is not finished.
+
+    Raises:
+        InvalidParameter: it is damaged.
+        NotFound: the model of the finished run is gone.
+    """
     file = folder / REPORT
-    return json.loads(file.read_text(encoding='utf-8')) if file.exists() else None
+    if not file.exists():
+        return None
+    anew = f'delete {file}, and the same command trains it again'
+    try:
+        found: dict[str, Any] = json.loads(file.read_text(encoding='utf-8'))
+        table(found)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InvalidParameter(f'{file} is damaged ({error}); {anew}') from None
+    if not (folder / MODEL).is_dir():
+        raise NotFound(f'the run in {folder} is finished, but {folder / MODEL} is gone; {anew}')
+    return found
 
 
 def finish(config: TuneConfig, found: dict[str, Any], journal: Journal) -> None:
@@ -56,9 +59,9 @@ def finish(config: TuneConfig, found: dict[str, Any], journal: Journal) -> None:
     folder = config.out
     _draw(journal, folder / CURVES)
     text = card(config, found)
-    put(folder / CARD, text)
-    put(folder / MODEL / CARD, text)
-    put(folder / REPORT, json.dumps(found, indent=2) + '\n')
+    replaced(folder / CARD, text.encode())
+    replaced(folder / MODEL / CARD, text.encode())
+    replaced(folder / REPORT, (json.dumps(found, indent=2) + '\n').encode())
     for file in folder.glob('*.safetensors'):
         file.unlink()
 
@@ -90,6 +93,7 @@ def card(config: TuneConfig, found: dict[str, Any]) -> str:
         if config.old_task
         else 'No old task was given: what the model has forgotten is not known. Name one with `old_task`.'
     )
+    validation = f'{found["validation"]:,} pictures, {found["validation_texts"]:,} texts'
     seen = '' if found['has_test'] else ' The figures on the validation data are of the data that chose, so too good.'
     return f"""# {config.out.name}
 
@@ -97,7 +101,7 @@ def card(config: TuneConfig, found: dict[str, Any]) -> str:
 
 | what | |
 |---|---|
-| data | {data}: {found['examples']:,} pictures to learn from; validation {found['validation']:,} |
+| data | {data}: {found['examples']:,} pairs to learn from; validation: {validation} |
 | left out | {found['left_out']:,} entries that could not be used |
 | learned | {config.strategy}, {config.towers} towers: {found['parameters']:,} parameters |
 | loss | {config.loss}, batch {config.batch}, hard negatives {config.hard_negatives} |
@@ -133,11 +137,6 @@ Every option is in `{CONFIG}`, every step in `{METRICS}`.
 """
 
 
-def _plain(config: TuneConfig) -> dict[str, Any]:
-    plain: dict[str, Any] = json.loads(config.model_dump_json())
-    return plain
-
-
 def _draw(journal: Journal, file: Path) -> None:
     """Loss of each step; recalls of each epoch."""
     import matplotlib as mpl
@@ -155,5 +154,6 @@ def _draw(journal: Journal, file: Path) -> None:
             right.plot([row['epoch'] for row in epochs], [row[name] for row in epochs], marker='o', ms=3, label=name)
     right.set(xlabel='epoch', title='Validation')
     right.legend(fontsize='small')
-    figure.savefig(file, dpi=110)
+    with writing(file):
+        figure.savefig(file, dpi=110)
     plt.close(figure)

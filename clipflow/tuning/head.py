@@ -1,7 +1,7 @@
 """A head from what people clicked, or from captions: which results were right, what to learn from, and does it help."""
 
 import datetime
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from clipflow import clicks
 from clipflow.clicks import Feedback
-from clipflow.errors import InvalidParameter, ModelMismatch
+from clipflow.errors import DimensionMismatch, InvalidParameter, ModelMismatch
 from clipflow.rank.fit import Lists, fit, measure, split
 from clipflow.rank.head import Head
 from clipflow.relevance.bootstrap import Estimate, difference, estimate
@@ -54,21 +54,23 @@ class Figure:
 
 
 def from_feedback(entries: Sequence[Feedback], rows: Rows, model: str) -> Lists:
-    """Lists of what was shown; a click counts 1 / propensity of its place, dislikes count as not clicked.
+    """Lists of what was shown in one search; a click counts 1 / propensity of its place, a dislike as no click.
 
     Args:
-        entries: of the log. Those of another model are left out, and those without a click.
+        entries: of the log. Those of another model are left out, and those without a text or a click.
         rows: vectors of what was shown; a document that is missing is left out.
         model: fingerprint of the model.
 
     Raises:
         ModelMismatch: all entries are of another model.
+        DimensionMismatch: vectors of queries and documents have different lengths.
         InvalidParameter: too few are left.
     """
-    own = [entry for entry in entries if entry.model == model]
+    own = clicks.searches(entry for entry in entries if entry.model == model)
     if entries and not own:
         raise ModelMismatch('the feedback is of another model than the documents; nothing can be learned from it')
-    theta = clicks.propensities(clicks.counted((e.shown, e.scores, e.clicked) for e in own))
+    _check_dimensions((entry.vector for entry in own), rows)
+    theta = clicks.propensities(clicks.counted((e.shown, e.scores, e.clicked, e.head) for e in own))
     numbers = {name: number for number, name in enumerate(rows)}
     queries, places, gains, keys = [], [], [], []
     for entry in own:
@@ -76,12 +78,11 @@ def from_feedback(entries: Sequence[Feedback], rows: Rows, model: str) -> Lists:
         worth = [
             1 / theta[min(place, clicks.PLACES - 1)] if name in set(entry.clicked) else 0.0 for place, name in known
         ]
-        if any(worth) and not all(worth):
+        if entry.text and any(worth) and not all(worth):
             queries.append(entry.vector)
             places.append([numbers[name] for _, name in known])
             gains.append(worth)
-            # Clicks of one search come one by one, and people search for the same again.
-            keys.append(entry.text or entry.vector.tobytes().hex())
+            keys.append(entry.text)  # people search for the same again
     return _lists(queries, places, gains, keys, rows)
 
 
@@ -94,8 +95,10 @@ def from_pairs(queries: NDArray[np.float32], right: Sequence[str], rows: Rows) -
         rows: vectors of all documents.
 
     Raises:
+        DimensionMismatch: vectors of captions and documents have different lengths.
         InvalidParameter: too few.
     """
+    _check_dimensions(queries, rows)
     names = list(rows)
     numbers = {name: number for number, name in enumerate(names)}
     matrix = np.stack([rows[name] for name in names])
@@ -120,9 +123,18 @@ def train(
         source: what this is, for people.
         recipe: how.
         told: see `fit`.
+
+    Raises:
+        InvalidParameter: nothing is left to learn from, or to check with.
     """
     rest, held_out = split(lists, recipe.held_out, recipe.seed)
-    learned, validation = split(rest, _VALIDATION, recipe.seed + 1)
+    # Lists without a right result teach nothing; in the check they count as such, for the cosine and for the head.
+    learned, validation = split(rest.part(rest.gains.sum(axis=1) > 0), _VALIDATION, recipe.seed + 1)
+    if not len(learned) or not held_out.gains.any():
+        raise InvalidParameter(
+            f'with a share of {recipe.held_out} for the check no query is left to learn from, or none to check with; '
+            'choose another --held-out'
+        )
     down, up = fit(_learnable(learned), validation, recipe.rank, recipe.seed, told)
     head = Head(down, up, model, recipe.blend)
     before = measure(held_out, held_out.queries)
@@ -148,8 +160,16 @@ def _learnable(lists: Lists) -> Lists:
         return lists
     order = np.argsort(lists.gains == 0, axis=1, kind='stable')[:, :_LEARNED]
     places, gains = np.take_along_axis(lists.places, order, axis=1), np.take_along_axis(lists.gains, order, axis=1)
-    chosen = gains.sum(axis=1) > 0
-    return Lists(lists.queries, lists.vectors, places, gains, lists.groups).part(chosen)
+    return Lists(lists.queries, lists.vectors, places, gains, lists.groups)
+
+
+def _check_dimensions(queries: Iterable[NDArray[np.float32]], rows: Rows) -> None:
+    found = sorted({len(vector) for vector in (*queries, *rows.values())})
+    if len(found) > 1:
+        raise DimensionMismatch(
+            f'the vectors of queries and documents have {" and ".join(map(str, found))} dimensions; they are not of '
+            'one model, and nothing can be learned from them'
+        )
 
 
 def _lists(
@@ -159,12 +179,13 @@ def _lists(
     keys: Sequence[str],
     rows: Rows,
 ) -> Lists:
-    groups = np.unique(np.array(keys, dtype=object).astype(str), return_inverse=True)[1] if keys else np.empty(0)
-    if len(np.unique(groups)) < LEAST:
+    useful = {key for key, gain in zip(keys, gains, strict=True) if any(gain) and not all(gain)}
+    if len(useful) < LEAST:
         raise InvalidParameter(
-            f'there are {len(np.unique(groups))} different queries with a right result and a wrong one; a head needs '
+            f'there are {len(useful)} different queries with a right result and a wrong one; a head needs '
             f'at least {LEAST}'
         )
+    groups = np.unique(np.array(keys, dtype=object).astype(str), return_inverse=True)[1]
     width = max(map(len, places))
     padded = np.full((len(places), width), -1, dtype=np.int64)
     worth = np.zeros((len(places), width))

@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from clipflow.tuning.state import put
+from clipflow.files import replaced
+from clipflow.tuning.state import writing
 from clipflow.tuning.tasks import Measures
 
 Moved = Callable[..., None]
@@ -31,10 +32,12 @@ class Journal:
         self._bars: Any = None
 
     def resume(self, step: int) -> None:
-        """Forget what was written after this step: it comes again."""
+        """Forget what was written after this step (-1: all): it comes again."""
         if self._speaks:
-            put(self._file, ''.join(json.dumps(row) + '\n' for row in self.rows() if row['step'] <= step))
-            self._board = _writer(self._boards, step + 1)
+            kept = [json.dumps(row) + '\n' for row in self.rows() if row['step'] <= step]
+            replaced(self._file, ''.join(kept).encode())
+            with writing(self._boards):
+                self._board = _writer(self._boards, step + 1)
 
     def step(self, step: int, epoch: int, loss: float, rate: float) -> None:
         """Note one step."""
@@ -59,12 +62,13 @@ class Journal:
     def _write(self, row: dict[str, Any]) -> None:
         if not self._speaks:
             return
-        with self._file.open('a', encoding='utf-8') as file:
+        with writing(self._file), self._file.open('a', encoding='utf-8') as file:
             file.write(json.dumps(row | {'time': round(time.time(), 3)}) + '\n')
-        self._board = self._board or _writer(self._boards, None)
-        for name, value in row.items():
-            if name not in ('step', 'epoch'):
-                self._board.add_scalar(name.replace('@', '_at_').replace(' ', '/'), value, row['step'])
+        with writing(self._boards):
+            self._board = self._board or _writer(self._boards, None)
+            for name, value in row.items():
+                if name not in ('step', 'epoch'):
+                    self._board.add_scalar(name.replace('@', '_at_').replace(' ', '/'), value, row['step'])
 
     @contextmanager
     def bar(self, title: str, total: int, done: int = 0) -> Iterator[Moved]:
@@ -106,7 +110,8 @@ class Journal:
     def close(self) -> None:
         """Write out what is not written yet."""
         if self._board is not None:
-            self._board.close()
+            with writing(self._boards):
+                self._board.close()
 
 
 def _writer(folder: Path, purge: int | None) -> Any:

@@ -19,6 +19,8 @@ from clipflow.tuning.views import Views
 from clipflow.weights import ModelSpec
 
 Vectors = NDArray[np.float32]
+LEAST = 2
+"""Pictures of a task: of one alone every recall is 1."""
 
 
 class Runner:
@@ -89,7 +91,7 @@ class Exam:
         moved: is told how many pictures are decoded.
 
     Raises:
-        InvalidParameter: none of the pictures can be decoded.
+        InvalidParameter: too few of the pictures can be decoded to measure anything.
     """
 
     def __init__(self, title: str, task: Task, views: Views, moved: Callable[[int], None]) -> None:
@@ -98,9 +100,10 @@ class Exam:
         self.faults = [fault for _, fault in damaged]
         bad = {place for place, _ in damaged}
         self._places = [place for place in range(len(task.pictures)) if place not in bad]
-        if not self._places:
-            raise InvalidParameter(f'no picture of the {title} can be decoded: {self.faults[0].reason}')
-        self.task = task.part(self._places) if bad else task
+        self.task = task.part(self._places) if bad and self._places else task
+        if len(self._places) < LEAST or not self.task.texts:
+            first = f', such as {self.faults[0].name}: {self.faults[0].reason}' if self.faults else ''
+            raise InvalidParameter(f'{title}: too few pictures that a text belongs to can be decoded{first}')
 
     @property
     def size(self) -> int:

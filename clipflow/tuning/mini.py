@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, normalize
 
-from clipflow.errors import Conflict, InvalidParameter, ReadOnly
+from clipflow.errors import Conflict, InvalidParameter
+from clipflow.files import replaced
+from clipflow.relevance.album import digest
 from clipflow.relevance.metrics import ranks_of, retrieval
 from clipflow.sessions.towers import FORMATS
-from clipflow.tuning import mini_data, schedule, state
+from clipflow.tuning import claim, mini_data, schedule, state
 from clipflow.tuning.journal import Journal
 from clipflow.tuning.mini_config import MiniConfig
 from clipflow.tuning.mini_features import Features, classifier
@@ -23,7 +25,7 @@ from clipflow.tuning.mini_objective import Heads, LabelledPart, Material, Object
 from clipflow.tuning.towers import save
 from clipflow.weights import load_spec
 
-CONFIG, CHECKPOINT, REPORT, MODEL = 'config.json', 'checkpoint.safetensors', 'report.json', 'model'
+CHECKPOINT, REPORT, MODEL = 'checkpoint.safetensors', 'report.json', 'model'
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Weights:
 
 
 class Training:
-    """One training in one folder.
+    """One training in one folder; all is checked when it is made, and nothing is written before `run`.
 
     Args:
         config: of the training.
@@ -61,21 +63,33 @@ class Training:
 
     Raises:
         Conflict: the folder holds something else.
-        NotFound, InvalidParameter: the data or the model are not what they should be.
-        ReadOnly: the folder cannot be written.
+        NotFound, InvalidParameter: the data, the start or the classifier are not what they should be.
     """
 
     def __init__(self, config: MiniConfig, out: Path, shows: bool) -> None:
         self._config, self._out = config, out
-        _claim(out, config)
+        claim.check(out, config)
         self._spec = load_spec(str(config.start))
-        self._data = mini_data.read(config)
+        self.data = mini_data.read(config)
         self._features = Features(self._spec, out / 'features', FORMATS[config.precision])
         self._classifier = classifier(config.class_names, self._features.visual.in_features)
+        names, *linear_layer = self._classifier
+        told = [self._spec.fingerprint, self.data.digest, *names, *(digest(_bytes(one)) for one in linear_layer)]
+        self._digest = digest('\0'.join(told).encode())
         self._journal = Journal(out, True, shows)
 
     def run(self) -> tuple[Measured, Measured]:
-        """Train, and write the checkpoint to `model/`; measures of the start and of the result."""
+        """Train, and write the checkpoint to `model/`; measures of the start and of the result.
+
+        Raises:
+            Conflict: another process trains in the folder, or the training that is there is of other data.
+            InvalidParameter: a picture is damaged, or the training has diverged.
+            StorageFull, ReadOnly: the folder cannot be written.
+        """
+        with claim.claimed(self._out, self._config):
+            return self._run()
+
+    def _run(self) -> tuple[Measured, Measured]:
         begun = time.monotonic()
         material = self._material()
         heads = Heads(
@@ -97,20 +111,20 @@ class Training:
         found = {
             'before': before.figures,
             'after': after.figures,
-            'pictures': len(self._data.pictures),
-            'learned_from': len(self._data.learned_from),
-            'left_out': len(self._data.faults),
+            'pictures': len(self.data.pictures),
+            'learned_from': len(self.data.learned_from),
+            'left_out': len(self.data.faults),
             'seconds': round(time.monotonic() - begun),
         }
-        state.put(self._out / REPORT, json.dumps(found, indent=2) + '\n')
+        replaced(self._out / REPORT, (json.dumps(found, indent=2) + '\n').encode())
         self._journal.close()
         return before, after
 
     def _material(self) -> Material:
         """All features, from disk as far as they are there."""
-        data, named = self._data, self._config.class_names
+        data, named = self.data, self._config.class_names
         with self._journal.bar('pictures', 2 * len(data.pictures)) as moved:
-            views = [self._features.pictures(data.pictures, squeezed, moved) for squeezed in (False, True)]
+            views = [self._features.pictures(data.pictures, data.stamps, squeezed, moved) for squeezed in (False, True)]
         names, weight, bias = self._classifier
         groups = [(part.names, part.asked.templates) for part in data.classes]
         groups.append((names, named.templates))
@@ -171,7 +185,7 @@ class Training:
         tensors = {f'heads.{name}': value for name, value in heads.state_dict().items()}
         for number, values in optimiser.state_dict()['state'].items():
             tensors |= {f'optimiser.{number}.{name}': torch.as_tensor(value) for name, value in values.items()}
-        state.write(self._out / CHECKPOINT, tensors, {'step': step})
+        state.write(self._out / CHECKPOINT, tensors, {'step': step, 'data': self._digest})
 
     def _resume(self, heads: Heads, optimiser: torch.optim.Optimizer) -> int:
         """Steps that are done already."""
@@ -180,6 +194,8 @@ class Training:
             self._journal.resume(0)
             return 0
         tensors, facts = found
+        if facts.get('data') != self._digest:
+            raise Conflict(f'the data have changed since the training in {self._out} began; choose another out')
         heads.load_state_dict({name[6:]: value for name, value in tensors.items() if name.startswith('heads.')})
         moments: dict[int, dict[str, Tensor]] = {}
         for name, value in tensors.items():
@@ -195,7 +211,7 @@ class Training:
         """Captions against all pictures, and zero-shot top-1, on the validation parts."""
         pictures = normalize(linear(material.views[0], weights.visual), dim=-1).numpy()
         found = dict[str, float]()
-        for part in self._data.validation:
+        for part in self.data.validation:
             owners = np.repeat(part.pictures, [len(several) for several in part.texts])
             places = torch.tensor([text for several in part.texts for text in several])
             texts = normalize(linear(material.texts[places], weights.textual), dim=-1)
@@ -207,7 +223,7 @@ class Training:
                 for name, values in retrieval(ranks).items()
                 if name in ('R@1', 'R@5', 'R@10')
             }
-        for classes, features in zip(self._data.classes, material.labelled, strict=True):
+        for classes, features in zip(self.data.classes, material.labelled, strict=True):
             names = normalize(linear(features.texts[:, 0], weights.textual), dim=-1).numpy()
             right = (pictures[classes.validation] @ names.T).argmax(1) == classes.validation_labels
             found[f'{classes.title}, {len(right):,} pictures, {len(classes.names)} classes, top-1'] = float(
@@ -224,21 +240,9 @@ class Training:
         save(self._spec, model.weights(), self._out / MODEL, torch.float16)
 
 
+def _bytes(tensor: Tensor) -> bytes:
+    return bytes(tensor.numpy().tobytes())
+
+
 def _scores(texts: Any, pictures: Any) -> Any:
     return lambda rows: texts[rows] @ pictures.T
-
-
-def _claim(out: Path, config: MiniConfig) -> None:
-    """Make the folder, or see that it is of the same training."""
-    asked = config.model_dump_json(indent=2)
-    file = out / CONFIG
-    if not file.exists():
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise Conflict(f'{out} is there and holds no training; choose another folder with --out')
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ReadOnly(f'the folder {out} cannot be made: {error.strerror}') from None
-        state.put(file, asked + '\n')
-    elif json.loads(file.read_text(encoding='utf-8')) != json.loads(asked):
-        raise Conflict(f'{out} is of a training with another configuration; choose another folder with --out')

@@ -4,14 +4,11 @@ models/clip-mini.yml is one; docs/relevance.md explains it.
 """
 
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Literal, Self, TypeVar
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-from clipflow.errors import InvalidParameter, NotFound
-from clipflow.templates import checked
-from clipflow.tuning.config import Faults, faulty
+from clipflow.tuning.config import Faults, at_least_one, made, read_yaml
 
 
 class _Part(BaseModel):
@@ -30,6 +27,14 @@ class Captions(_Collection):
     paraphrases: bool = Field(False, description='Of a .jsonl: learn also that captions of an absent picture agree.')
     validation: str | None = Field(None, description='Split to choose on; none: drawn by name, 1 of 10.')
 
+    @field_validator('paraphrases')
+    @classmethod
+    def _of_lines(cls, value: bool, others: ValidationInfo) -> bool:
+        table = others.data.get('table')
+        if value and table is not None and table.suffix.lower() not in ('.jsonl', '.ndjson'):
+            raise ValueError(f'paraphrases are read from a .jsonl, and {table} is none')
+        return value
+
 
 class Labelled(_Collection):
     """Pictures with one class each, which they learn; and they are negatives of every caption."""
@@ -41,12 +46,7 @@ class Labelled(_Collection):
     batch: int = Field(ge=1, description='Of its pictures in a step.')
     negatives: int = Field(ge=0, description='Further pictures in a step that count against every caption.')
 
-    @field_validator('templates')
-    @classmethod
-    def _place_for_the_class(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if not value:
-            raise ValueError('at least one template is needed, such as "a photo of a {}"')
-        return checked(value)
+    _templates = field_validator('templates')(at_least_one)
 
 
 class ClassNames(_Part):
@@ -57,7 +57,7 @@ class ClassNames(_Part):
     weight: float = Field(ge=0, description='Of the cross entropy beside that of the captions.')
     batch: int = Field(ge=1, description='Pictures of any collection in a step.')
 
-    _checked = field_validator('templates')(checked)
+    _templates = field_validator('templates')(at_least_one)
 
 
 class Optimiser(_Part):
@@ -74,7 +74,7 @@ class Optimiser(_Part):
     label_smoothing: float = Field(ge=0, lt=1)
     noise: float = Field(ge=0, description='Gaussian, on features of pictures, in units of their deviation.')
     dropout: float = Field(ge=0, lt=1, description='Of features of pictures.')
-    seed: int = Field(ge=0)
+    seed: int = Field(ge=0, lt=2**32)
     save_every: int = Field(100, ge=1, description='Steps between two checkpoints.')
 
 
@@ -82,7 +82,7 @@ class MiniConfig(_Part):
     """One training. `load` is the way in."""
 
     start: Path = Field(description='Checkpoint of two towers with a linear projection each. The towers stay frozen.')
-    captions: tuple[Captions, ...] = Field(min_length=1)
+    captions: tuple[Captions, ...]
     labelled: tuple[Labelled, ...] = ()
     class_names: ClassNames
     paraphrase_weight: float = Field(ge=0, description='Of the loss of captions of absent pictures.')
@@ -92,6 +92,13 @@ class MiniConfig(_Part):
     precision: Literal['float32', 'bfloat16'] = Field('float32', description='In which pictures are computed.')
     optimiser: Optimiser
 
+    @field_validator('captions')
+    @classmethod
+    def _some(cls, value: tuple[Captions, ...]) -> tuple[Captions, ...]:
+        if not value:
+            raise ValueError('at least one table of captions is needed')
+        return value
+
     @classmethod
     def load(cls, file: Path, data: Path) -> Self:
         """Read the file; its paths are then those below `data`, and all are there.
@@ -100,18 +107,7 @@ class MiniConfig(_Part):
             NotFound: no such file.
             InvalidParameter: a sentence for each fault, all at once.
         """
-        try:
-            values = yaml.safe_load(file.read_text(encoding='utf-8'))
-        except OSError as error:
-            raise NotFound(f'{file} cannot be read: {error.strerror}') from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise InvalidParameter(f'{file} is not YAML: {" ".join(str(error).split())}') from None
-        if not isinstance(values, dict):
-            raise InvalidParameter(f'{file} holds no options; models/clip-mini.yml shows them')
-        try:
-            config = cls(**values)
-        except ValidationError as error:
-            raise faulty([_sentence(item) for item in error.errors()]) from None
+        config = made(cls, read_yaml(file))
         faults = Faults()
         found = config.model_copy(
             update={
@@ -139,13 +135,3 @@ _P = TypeVar('_P', bound=_Collection)
 def _below(data: Path, part: _P) -> _P:
     images = None if part.images is None else data / part.images
     return part.model_copy(update={'table': data / part.table, 'images': images})
-
-
-def _sentence(item: Any) -> str:
-    name = '.'.join(str(part) for part in item['loc'])
-    if item['type'] == 'extra_forbidden':
-        return f'unknown option {name!r}'
-    if item['type'] == 'missing':
-        return f'{name} is missing'
-    said = str(item['ctx']['error']) if item['type'] == 'value_error' else item['msg'][:1].lower() + item['msg'][1:]
-    return f'{name}={item["input"]!r} is not valid: {said}'

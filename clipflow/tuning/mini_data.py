@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipflow.relevance.captions import CaptionSet, Fault, Picture, read_captions, read_labelled
+from clipflow.tuning.contents import stamps
 from clipflow.tuning.mini_config import Captions, Labelled, MiniConfig
 
 Places = NDArray[np.int64]
@@ -53,18 +54,32 @@ class MiniData:
 
     Attributes:
         train, validation: captioned, a part for each collection.
+        stamps: of `pictures`, by what they hold: see `contents.stamps`.
         paraphrases: places of texts, [n, 3]: what three people said of one picture that is not there.
         classes: a part for each labelled collection.
         faults: what was left out.
     """
 
     pictures: tuple[Picture, ...]
+    stamps: tuple[str, ...]
     texts: tuple[str, ...]
     train: tuple[Captioned, ...]
     validation: tuple[Captioned, ...]
     paraphrases: Places
     classes: tuple[Classes, ...]
     faults: tuple[Fault, ...]
+
+    @property
+    def digest(self) -> str:
+        """Of all that decides about the result, so that a training goes on with what it began with."""
+        told = (
+            self.stamps,
+            self.texts,
+            [(part.pictures.tolist(), part.texts) for part in self.train],
+            self.paraphrases.tolist(),
+            [(part.names, part.train.tolist(), part.train_labels.tolist()) for part in self.classes],
+        )
+        return hashlib.sha256(repr(told).encode()).hexdigest()
 
     @property
     def learned_from(self) -> Places:
@@ -100,6 +115,7 @@ def read(config: MiniConfig) -> MiniData:
 
     Raises:
         NotFound, InvalidParameter: one is not there, not what it should be, or nothing of it can be used.
+        InvalidDocument: a picture cannot be read.
     """
     once, faults = _Once(), list[Fault]()
     train, validation, classes = list[Captioned](), list[Captioned](), list[Classes]()
@@ -109,13 +125,15 @@ def read(config: MiniConfig) -> MiniData:
             chosen, places = _captions(asked, part)
             faults += chosen.faults
             found.append(_captioned(title, chosen, places, once))
-    said = [_absent(asked) for asked in config.captions if asked.paraphrases]
+    said = [_absent(asked, faults) for asked in config.captions if asked.paraphrases]
     paraphrases = [[once.text(text) for text in texts] for several in said for texts in several]
     for labelled in config.labelled:
         classes.append(_classes(labelled, once, faults))
     # A splitless table is read twice, with the same faults.
+    pictures = once.all_pictures
     return MiniData(
-        once.all_pictures,
+        pictures,
+        stamps(pictures),
         once.all_texts,
         tuple(train),
         tuple(validation),
@@ -146,13 +164,22 @@ def _captions(asked: Captions, part: str) -> tuple[CaptionSet, list[int]]:
     return chosen, wanted
 
 
-def _absent(asked: Captions) -> list[list[str]]:
+def _absent(asked: Captions, faults: list[Fault]) -> list[list[str]]:
     """The first captions of each picture to learn from whose line says that it is not there."""
     found = []
-    for line in asked.table.read_text(encoding='utf-8').split('\n'):
-        row = json.loads(line) if line.strip() else {}
-        texts = list(dict.fromkeys(text.strip() for text in row.get('captions', [])))[:_SAID]
-        if row.get('image') is False and row.get('split') == asked.train and len(texts) == _SAID:
+    for number, line in enumerate(asked.table.read_text(encoding='utf-8-sig').split('\n'), 1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue  # `read_captions` has told of it
+        if not isinstance(row, dict) or row.get('image') is not False or row.get('split') != asked.train:
+            continue
+        several = row.get('captions')
+        if not isinstance(several, list) or not all(isinstance(text, str) for text in several):
+            faults.append(Fault(f'line {number}', '`captions` is no list of texts'))
+            continue
+        texts = list(dict.fromkeys(text.strip() for text in several))[:_SAID]
+        if len(texts) == _SAID:
             found.append(texts)
     return found
 

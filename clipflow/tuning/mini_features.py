@@ -62,11 +62,12 @@ class Features:
         """The towers with their projections."""
         return self._model
 
-    def pictures(self, pictures: Sequence[Picture], squeezed: bool, moved: Moved) -> Tensor:
+    def pictures(self, pictures: Sequence[Picture], stamps: Sequence[str], squeezed: bool, moved: Moved) -> Tensor:
         """[P, V] float32.
 
         Args:
             pictures: to be computed.
+            stamps: of what they hold, whereby their features are kept.
             squeezed: not as the service prepares them, but without a crop, whatever their proportions: a second view
                 to learn from.
             moved: is told how many more are done.
@@ -78,7 +79,7 @@ class Features:
         for start in range(0, len(pictures), BLOCK):
             some = pictures[start : start + BLOCK]
             view = ('squeezed',) if squeezed else ()
-            key = _key(self._spec.fingerprint, self._number, *view, *(one.name for one in some))
+            key = _key(self._spec.fingerprint, self._number, *view, *stamps[start : start + BLOCK])
             blocks.append(self._kept(key, partial(self._of_pictures, some, squeezed)))
             moved(len(some))
         return torch.cat(blocks)

@@ -18,7 +18,7 @@ from clipflow.tuning import folder, mixing, strategies
 from clipflow.tuning.config import Faults, TuneConfig
 from clipflow.tuning.journal import Journal
 from clipflow.tuning.lessons import Lessons
-from clipflow.tuning.measuring import Exam, Runner, faults_of
+from clipflow.tuning.measuring import LEAST, Exam, Runner, faults_of
 from clipflow.tuning.parallel import Group
 from clipflow.tuning.tasks import Task, halves
 from clipflow.tuning.towers import TwoTowers, save
@@ -26,6 +26,8 @@ from clipflow.tuning.trainer import Trainer, calculation_of
 from clipflow.tuning.views import MEGABYTE, Views
 from clipflow.weights import ModelSpec, load_spec
 
+_NO_MEMORY = "can't allocate memory"
+"""PyTorch has no type of its own for this error of its allocator for the CPU."""
 _PACKAGES = ('tensorboard', 'matplotlib', 'peft')
 
 
@@ -65,10 +67,13 @@ def check(config: TuneConfig, processes: int = 1) -> Ready:
             count >= config.batch,
             f'{count:,} pairs to learn from are too few for batch={config.batch}; make it smaller',
         )
+        for title, task in (('validation', data.validation), ('test', data.test)):
+            few = task is not None and len(task.pictures) < LEAST
+            faults.check(not few, f'the {title} data need at least two pictures: of one, all recalls are 1')
     with faults:
         old = reading.read_old_task(config)
-        few = old is not None and len(old.pictures) < 2
-        faults.check(not few, 'the old task needs at least two pictures')
+        few = old is not None and len(old.pictures) < 2 * LEAST
+        faults.check(not few, 'the old task needs at least four pictures, two for each half')
     with faults:
         folder.check(config)
     faults.check(
@@ -107,7 +112,25 @@ class Run:
         self.faults: list[Fault] = list(ready.data.faults)
 
     def finetune(self) -> dict[str, Any]:
-        """Train, mix, measure, save; what the report holds. What is left out stands in `faults`."""
+        """Train, mix, measure, save; what the report holds. What is left out stands in `faults`.
+
+        Raises:
+            InvalidParameter: too little can be decoded, the training has diverged, or the memory is too small.
+            Conflict: the folder is of a run on other data.
+            StorageFull, ReadOnly: the folder cannot be written.
+        """
+        try:
+            return self._finetune()
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if not isinstance(error, torch.OutOfMemoryError) and _NO_MEMORY not in str(error):
+                raise
+            part, device = self._ready.config.part, self._ready.device.type
+        raise InvalidParameter(
+            f'{device} has too little memory for part={part}; set a lower part, or checkpointing=true, and the same '
+            'command goes on'
+        )
+
+    def _finetune(self) -> dict[str, Any]:
         ready, config, journal = self._ready, self._ready.config, self._journal
         begun = time.monotonic()
         lessons = self._lessons()
@@ -154,6 +177,7 @@ class Run:
             'fingerprint': ready.spec.fingerprint,
             'examples': len(lessons.examples),
             'validation': len(validation.task.pictures),
+            'validation_texts': len(validation.task.texts),
             'has_test': ready.data.test is not None,
             'left_out': len(self.faults),
             'parameters': sum(parameter.numel() for parameter in learning.towers.values()),
@@ -187,7 +211,8 @@ class Run:
             )
         if bad:
             examples = tuple(_without(example, bad) for example in examples)
-        digest = hashlib.sha256(repr((examples, data.kinds)).encode()).hexdigest()[:16]
+        told = (self._ready.spec.fingerprint, examples, data.digest)
+        digest = hashlib.sha256(repr(told).encode()).hexdigest()[:16]
         return Lessons(examples, np.array(data.kinds), views, digest)
 
     def _exam(self, title: str, task: Task) -> Exam:

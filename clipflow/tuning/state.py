@@ -1,15 +1,33 @@
 """Checkpoints: a file that is there whole or not at all, of tensors and a few facts. No pickles."""
 
+import errno
 import json
-import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from clipflow.errors import InvalidParameter, ReadOnly, StorageFull
+from clipflow.files import sync
 
-_NO_SPACE = 28
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What goes wrong with files inside becomes one sentence.
+
+    Raises:
+        StorageFull, ReadOnly: it cannot be written.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        if getattr(error, 'errno', None) == errno.ENOSPC or 'No space' in str(error):
+            raise StorageFull(f'no space is left for {path}; free some, and the same command goes on') from None
+        raise ReadOnly(f'{path} cannot be written: {getattr(error, "strerror", None) or error}') from None
 
 
 def write(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
@@ -18,21 +36,18 @@ def write(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None
     Raises:
         StorageFull, ReadOnly: it could not be written, and the former one is as it was.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     part = path.with_name(path.name + '.part')
     whole = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
     try:
-        save_file(whole, part, metadata={'facts': json.dumps(facts)})
-        with part.open('rb+') as file:
-            os.fsync(file.fileno())
-        part.replace(path)
-    except (OSError, SafetensorError) as error:
+        with writing(path):
+            save_file(whole, part, metadata={'facts': json.dumps(facts)})
+            sync(part)
+            part.replace(path)
+            sync(path.parent)
+    finally:
         part.unlink(missing_ok=True)
-        if getattr(error, 'errno', None) == _NO_SPACE or 'No space' in str(error):
-            raise StorageFull(f'no space is left for {path}; free some, and the same command goes on') from None
-        raise ReadOnly(f'{path} cannot be written: {error}') from None
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
@@ -53,13 +68,3 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         raise InvalidParameter(
             f'{path} is damaged ({error}); delete it, and the run begins where it then can'
         ) from None
-
-
-def put(path: Path, text: str) -> None:
-    """Replace a text file at once."""
-    part = path.with_name(path.name + '.part')
-    try:
-        part.write_text(text, encoding='utf-8')
-        part.replace(path)
-    except OSError as error:
-        raise ReadOnly(f'{path} cannot be written: {error.strerror}') from None

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipflow.relevance.captions import CaptionSet, LabelledSet, Picture
-from clipflow.relevance.metrics import ranks_of, retrieval, zero_shot
+from clipflow.relevance.metrics import grouped, ranks_of, retrieval, zero_shot
 
 Vectors = NDArray[np.float32]
 Measures = dict[str, float]
@@ -28,8 +28,8 @@ class Retrieval:
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """What has to be encoded, beside the pictures."""
-        return tuple(text for _, text in self.captions)
+        """What has to be encoded, beside the pictures; each once."""
+        return tuple(dict.fromkeys(text for _, text in self.captions))
 
     def measure(self, images: Vectors, texts: Vectors) -> Measures:
         """Recall@1, 5 and 10 of pictures found by texts ("image R@5") and of texts found by pictures ("text R@5").
@@ -38,15 +38,15 @@ class Retrieval:
             images: unit vectors of `pictures`.
             texts: unit vectors of `texts`.
         """
-        owners = np.array([place for place, _ in self.captions])
+        places = {text: place for place, text in enumerate(self.texts)}
+        owners = np.array([picture for picture, _ in self.captions])
+        said = np.array([places[text] for _, text in self.captions])
         # Of feedback most pictures have no text; they are looked through, but ask for nothing.
         asked = np.unique(owners)
-        columns = [np.flatnonzero(owners == place) for place in asked]
-        own = np.full((len(columns), max(map(len, columns))), -1, dtype=np.int64)
-        for row, several in enumerate(columns):
-            own[row, : len(several)] = several
-        by_text = retrieval(ranks_of(lambda rows: texts[rows] @ images.T, owners[:, None], len(images)))
-        by_picture = retrieval(ranks_of(lambda rows: images[asked[rows]] @ texts.T, own, len(texts)))
+        of_text = _values(owners, grouped(said, len(texts)))
+        of_picture = _values(said, grouped(owners, len(images))[asked])
+        by_text = retrieval(ranks_of(lambda rows: texts[rows] @ images.T, of_text, len(images)))
+        by_picture = retrieval(ranks_of(lambda rows: images[asked[rows]] @ texts.T, of_picture, len(texts)))
         found = {f'image {name}': float(by_text[name].mean()) for name in _BOTH_WAYS}
         return found | {f'text {name}': float(by_picture[name].mean()) for name in _BOTH_WAYS}
 
@@ -93,6 +93,10 @@ class ZeroShot:
 
 
 Task = Retrieval | ZeroShot
+
+
+def _values(values: NDArray[np.int64], places: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.where(places < 0, -1, values[places])
 
 
 def score(measures: Measures) -> float:

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from clipflow.errors import InvalidParameter
+from clipflow.files import sync
 from clipflow.sessions.towers import load_towers
+from clipflow.tuning.state import writing
 from clipflow.weights import ModelSpec
 
 SIGLIP_BIAS = -10.0
@@ -69,12 +71,14 @@ def _set_normalisation(directory: Path, spec: ModelSpec) -> None:
     if file.exists():
         whole = json.loads(file.read_text(encoding='utf-8'))
         options = whole if file.name == 'preprocessor_config.json' else whole.setdefault('image_processor', {})
+        # Ours are those of pixels from 0 to 1, whatever range the file has them in.
+        options |= {'do_rescale': True, 'rescale_factor': 1 / 255, 'do_normalize': True}
         options |= {'image_mean': list(spec.picture.mean), 'image_std': list(spec.picture.std)}
         file.write_text(json.dumps(whole, indent=2) + '\n', encoding='utf-8')
 
 
 def save(spec: ModelSpec, weights: dict[str, Tensor], directory: Path, number: torch.dtype) -> None:
-    """Write a checkpoint in the Hugging Face format; it is there whole or not at all.
+    """Write a checkpoint in the Hugging Face format; it is there whole or not at all, and durable on return.
 
     Args:
         spec: of the start, whose configuration, tokenizer and preparation are taken over.
@@ -84,6 +88,7 @@ def save(spec: ModelSpec, weights: dict[str, Tensor], directory: Path, number: t
 
     Raises:
         InvalidParameter: the start has no such weights, which would be lost.
+        StorageFull, ReadOnly: it cannot be written.
     """
     import transformers
 
@@ -96,6 +101,11 @@ def save(spec: ModelSpec, weights: dict[str, Tensor], directory: Path, number: t
     _, unknown = model.load_state_dict({name: tensor.cpu() for name, tensor in weights.items()}, strict=False)
     if unknown:
         raise InvalidParameter(f'the model {spec.name!r} has no weights {", ".join(unknown[:3])}: it cannot be saved')
+    with writing(directory):
+        _write(model.to(number), spec, directory)
+
+
+def _write(model: Any, spec: ModelSpec, directory: Path) -> None:
     part = directory.with_name(directory.name + '.part')
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -104,9 +114,12 @@ def save(spec: ModelSpec, weights: dict[str, Tensor], directory: Path, number: t
             if not file.name.endswith('.index.json'):
                 shutil.copyfile(file, part / file.name)
     _set_normalisation(part, spec)
-    model.to(number).save_pretrained(part)
+    model.save_pretrained(part)
     for file in part.glob('*.safetensors'):
         # Written for the owner alone; a service runs as somebody else.
         file.chmod(0o644)
+    for path in (*part.iterdir(), part):
+        sync(path)
     shutil.rmtree(directory, ignore_errors=True)
     part.rename(directory)
+    sync(directory.parent)

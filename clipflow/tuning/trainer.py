@@ -79,9 +79,7 @@ class Trainer:
                         self._save()
                 self._order = None
                 self._judge(epoch + 1)
-        found = state.read(self._config.out / _BEST)
-        assert found is not None
-        self._put(found[0])
+        self._put(self._best())
 
     def _rest_of(self, epoch: int) -> Iterator[Batch]:
         if self._order is None:
@@ -182,6 +180,15 @@ class Trainer:
         self._save()
         self._runner.group.wait()
 
+    def _best(self) -> dict[str, Tensor]:
+        found = state.read(self._config.out / _BEST)
+        if found is None:
+            raise InvalidParameter(
+                f'{self._config.out / _BEST} is missing, and with it the best weights so far; '
+                f'delete {self._config.out / _STATE} too, and the run begins again'
+            )
+        return found[0]
+
     def _weights(self) -> dict[str, Tensor]:
         return {f'weight/{name}': parameter for name, parameter in self._learning.named.items()}
 
@@ -211,7 +218,9 @@ class Trainer:
     def _resume(self, path: Path) -> None:
         found = state.read(path)
         if found is None:
+            self._journal.resume(-1)
             return
+        self._best()
         tensors, facts = found
         if facts['data'] != self._lessons.digest:
             raise Conflict(f'the data have changed since the run in {path.parent} began; choose another out')

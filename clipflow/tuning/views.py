@@ -1,6 +1,5 @@
 """Pictures as the model's input: decoded once, kept as uint8 where that fits, each time cut a little differently."""
 
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -11,8 +10,9 @@ from PIL import Image
 
 from clipflow.errors import ClipflowError
 from clipflow.pictures import decode_for, prepare
+from clipflow.preprocessing import PictureSpec
 from clipflow.relevance.captions import Fault, Picture
-from clipflow.weights import PictureSpec
+from clipflow.work import cores
 
 Pixels = NDArray[np.uint8]
 """[N, height, width, 3]."""
@@ -40,7 +40,7 @@ class Views:
         self._kept_spec = _larger(spec) if cut else spec
         shape = (len(pictures), self._kept_spec.height, self._kept_spec.width, 3)
         self._kept = np.empty(shape, np.uint8) if np.prod(shape, dtype=np.int64) <= budget else None
-        self._pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)), thread_name_prefix='views')
+        self._pool = ThreadPoolExecutor(cores(), thread_name_prefix='views')
 
     @property
     def size(self) -> int:

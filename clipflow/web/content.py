@@ -56,7 +56,7 @@ class Query(Content):
     """One content, or a composed `query`."""
 
     model_config = _exactly_one(*_KINDS, 'query')
-    query: list[Part] | None = Field(None, min_length=1, max_length=32)
+    query: list[Part] | None = Field(None, min_length=1, max_length=wire.MAX_PARTS)
 
     def check_kinds(self) -> None:
         """See `Content`."""

@@ -10,10 +10,7 @@ from docarray import Document, DocumentArray
 
 from clipflow import access, wire
 from clipflow.errors import ClipflowError, InvalidDocument, InvalidParameter
-from clipflow.tags import plain_tags
-
-_MAX_DEPTH = 24
-_LARGEST = 1.7e308
+from clipflow.tags import plain_tags, unsendable
 
 FlowCall = Callable[[str, DocumentArray, dict[str, Any]], Awaitable[DocumentArray]]
 """endpoint, Documents, parameters to Documents; raises ClipflowError."""
@@ -26,7 +23,7 @@ def checked(flow: FlowCall) -> FlowCall:
         access.check(access.current.get(), endpoint)
         for doc in docs['@r,c,m'] if docs else ():
             check(doc)
-        if reason := _fault(parameters):
+        if reason := unsendable(parameters):
             raise InvalidParameter(f'the parameters hold {reason}')
         return await flow(endpoint, docs, parameters)
 
@@ -35,23 +32,8 @@ def checked(flow: FlowCall) -> FlowCall:
 
 def check(doc: Document) -> None:
     """Raises InvalidDocument if the Document cannot be sent to a stage."""
-    if reason := _fault([doc.id, doc.text, doc.uri, doc.tags]):
+    if reason := unsendable([doc.id, doc.text, doc.uri, doc.tags]):
         raise InvalidDocument(f'{doc.id[:40]!r}: its id, text, uri or tags hold {reason}')
-
-
-def _fault(value: Any, depth: int = 0) -> str:
-    """What protobuf cannot hold of a JSON value; empty if there is nothing."""
-    if depth > _MAX_DEPTH:
-        return f'values nested more than {_MAX_DEPTH} levels deep'
-    if isinstance(value, dict):
-        value = [*value, *value.values()]
-    if isinstance(value, list | tuple):
-        return next((reason for item in value if (reason := _fault(item, depth + 1))), '')
-    if isinstance(value, str) and any('\ud800' <= letter <= '\udfff' for letter in value):
-        return 'half a surrogate pair'
-    if isinstance(value, int | float) and not abs(value) <= _LARGEST:
-        return 'a number that is not finite, or too large'
-    return ''
 
 
 def from_base64(text: str) -> bytes:

@@ -31,6 +31,7 @@ class FeedbackRequest(BaseModel):
     disliked: list[str] = []
     user: str = Field('', max_length=wire.MAX_ID_BYTES)
     templates: list[str] | None = Field(None, description='as in the search')
+    rerank: bool | None = Field(None, description='as in the search')
 
 
 class Place(BaseModel):

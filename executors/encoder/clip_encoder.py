@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from docarray import Document, DocumentArray
 
 from clipflow import templates, wire
-from clipflow.batching import Embedder, Job
+from clipflow.batching import Embedder, in_jobs
 from clipflow.border.room import Room, endpoint
 from clipflow.cache import TextCache
 from clipflow.classify import classify
@@ -44,7 +44,7 @@ class ClipEncoder(Room):
         self._why, self._warnings = opened.why, opened.warnings
         cache = TextCache(self.settings.text_cache)
         embedder = Embedder(self.spec, opened.session, self.settings.batch_size, cache)
-        embedder.text_vectors(['a photo'])
+        embedder.probe()
         return embedder
 
     def _release_idle(self) -> None:
@@ -88,7 +88,10 @@ class ClipEncoder(Room):
     async def classify(self, docs: DocumentArray, parameters: ClassifyParameters) -> None:
         """`/classify`: zero-shot."""
         chosen = wire.chosen(docs, parameters.access_paths)
-        await self.work.run(parameters, classify, self._embedder, chosen, parameters.labels, parameters.templates)
+        classes = [Document(text=label) for label in parameters.labels]
+        await self._embed(chosen, parameters)
+        await self._embed(classes, parameters, parameters.templates)
+        classify(chosen, classes, self.spec.scale)
         for doc in chosen:
             wire.strip(doc)
 
@@ -123,7 +126,7 @@ class ClipEncoder(Room):
         return [] if size == asked else [f'the device has no memory for CLIPFLOW_BATCH_SIZE={asked}; it takes {size}']
 
     async def works(self) -> bool:
-        """After a call that failed, the model is asked for something before this stage counts as ready again."""
+        """After a call that failed, both towers are asked for something before this stage counts as ready again."""
         if self._gathering.failed:
             try:
                 await self.work.run(Parameters(), self._embedder.probe)
@@ -139,11 +142,9 @@ class ClipEncoder(Room):
         if all(doc.embedding is not None or wire.is_empty(doc) for doc in docs):
             self._embedder.embed(docs)  # only checks; nothing for the model
             return
-        most = self.settings.batch_size
         # A large request asks again for each of its minibatches, so that a single query need not wait for all of them.
-        for start in range(0, len(docs), most):
-            some = docs[start : start + most]
-            await self._gathering.run(parameters, Job(some, templates), len(some))
+        for job, size in in_jobs(docs, templates, self.settings.batch_size):
+            await self._gathering.run(parameters, job, size)
 
     def close(self) -> None:
         """See `Room`."""

@@ -29,10 +29,10 @@ class VectorIndexer(Indexing):
         memory = settings.index_memory or memory_for_vectors()
         kind, trained = settings.index_kind, settings.index_trained
         wanted = Wanted(kind, settings.index_vectors, memory, settings.index_recall, trained)
-        if trained is not None:
-            Approximate.read(trained)
         store = Store(directory, self.spec.fingerprint, self.spec.name, settings.indexed_tags, settings.shards)
         check_kind(settings.index_kind, store.dimension())
+        if trained is not None:
+            Approximate.read(trained, store.dimension())
         self._index = index = LiveIndex(store, wanted, Snapshots(settings.snapshot_changes, settings.snapshot_seconds))
         self.work = WorkQueue(self.stage, share_of_cores(0, self.replicas), settings.queue_limit)
         self.log.info('%d documents in %s', len(index), directory)

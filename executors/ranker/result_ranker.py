@@ -89,5 +89,8 @@ class ResultRanker(Room):
     @endpoint('/status', parse=Parameters)
     async def tell(self, docs: DocumentArray, parameters: Parameters) -> DocumentArray:
         """`/status`."""
+        # The encoder, which has told of itself before, knows how long its vectors are.
+        sizes = [int(doc.tags['dimension']) for doc in docs if doc.id == 'encoder' and doc.tags.get('dimension')]
+        self._live.dimension = sizes[0] if sizes else self._live.dimension
         told = None if self._calibration is None else self._calibration.told()
         return await self.status(docs, **self._live.status(), head_depth=self.settings.ranker_depth, calibration=told)

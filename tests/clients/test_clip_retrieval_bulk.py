@@ -126,6 +126,7 @@ def test_back_reads_approximate_indexes_of_both(python: Path, tmp_path: Path) ->
 def test_build_and_load_read_what_their_writer_has_written(
     python: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv('CLIPFLOW_RUNTIME', 'fake')  # of 32 dimensions
     rows = unit(np.random.default_rng(1).normal(size=(COUNT, 32)))
     told = [(f'{name(n)}.jpg', caption(n), {'n': n, 'deep': {'x': [n]}, 'url': f'http://e/{n}'}) for n in range(COUNT)]
     (tmp_path / 'source').mkdir()

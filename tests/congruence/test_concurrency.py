@@ -1,5 +1,6 @@
 """Searches beside writes, merges and new builds: every one sees each document once, in one of its versions."""
 
+import json
 import threading
 import time
 from pathlib import Path
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from clipflow.filters import compile_filter
 from clipflow.index import choice, flat, keeper, layered, snapshot
 from clipflow.index.choice import Wanted
 from clipflow.index.live import LiveIndex, Query
@@ -37,10 +39,12 @@ def test_every_search_sees_every_document_once(kind: str, tmp_path: Path, monkey
     live = LiveIndex(Store(tmp_path, 'abc', 'm'), Wanted(kind))
 
     def write(numbers: list[int], version: int) -> None:
-        live.upsert([Record(f'{n}', '', '', '{}', versions[version, n]) for n in numbers])
+        tags = json.dumps({'version': version})
+        live.upsert([Record(f'{n}', '', '', tags, versions[version, n]) for n in numbers])
 
     write(list(range(COUNT)), 0)
     everything = sorted(f'{n}' for n in range(COUNT))
+    second = compile_filter({'version': 1})
     ended = threading.Event()
     faults: list[str] = []
     built: set[int] = set()
@@ -54,9 +58,13 @@ def test_every_search_sees_every_document_once(kind: str, tmp_path: Path, monkey
             if sorted(hit.record.id for hit in hits) != everything:
                 faults.append(f'{len(hits)} results, {len({hit.record.id for hit in hits})} different ones')
             for hit in hits:
-                possible = (versions[:, int(hit.record.id)] @ query[0]).round(5)
-                if round(hit.score, 5) not in possible and np.abs(possible - hit.score).min() > 2e-5:
-                    faults.append(f'{hit.record.id} has the score {hit.score}, not one of {possible}')
+                version = json.loads(hit.record.tags)['version']
+                score = float(versions[version, int(hit.record.id)] @ query[0])
+                if abs(hit.score - score) > 2e-5:
+                    faults.append(f'{hit.record.id} has the score {hit.score}, its version {version} has {score}')
+            for hit in live.search(query, Query(10, second))[0]:
+                if json.loads(hit.record.tags)['version'] != 1:
+                    faults.append(f'{hit.record.id} does not pass the filter')
             searched[worker] += 1
 
     threads = [threading.Thread(target=search, args=(worker,)) for worker in range(2)]
@@ -80,3 +88,34 @@ def test_every_search_sees_every_document_once(kind: str, tmp_path: Path, monkey
     assert status['warnings'] == []
     # It was worth the name: there was much of everything.
     assert much(), (searched, written, len(built))
+
+
+def test_as_many_are_found_as_asked_for_while_others_are_deleted_and_come_back(tmp_path: Path) -> None:
+    rows = unit(np.random.default_rng(6).normal(size=(3000, DIMENSION)))
+    live = LiveIndex(Store(tmp_path, 'abc', 'm'), Wanted('flat'))
+
+    def write(numbers: list[int]) -> None:
+        live.upsert([Record(f'{n}', '', '', json.dumps({'group': n % 50}), rows[n]) for n in numbers])
+
+    write(list(range(len(rows))))
+    ended = threading.Event()
+    lengths: list[tuple[int, int]] = []
+
+    def search() -> None:
+        own = np.random.default_rng(1)
+        while not ended.is_set():
+            query = unit(own.normal(size=(1, DIMENSION)))
+            grouped = Query(50, group_by='group')
+            lengths.append((len(live.search(query, Query(200))[0]), len(live.search(query, grouped)[0])))
+
+    thread = threading.Thread(target=search)
+    thread.start()
+    for turn in range(40):
+        some = np.random.default_rng(turn).choice(len(rows), 200, replace=False).tolist()
+        live.delete([f'{n}' for n in some])
+        write(some)
+    ended.set()
+    thread.join()
+    live.close()
+    assert len(lengths) > 20
+    assert set(lengths) == {(200, 50)}

@@ -9,14 +9,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from clipflow.errors import InvalidParameter
+from clipflow.errors import DimensionMismatch, InvalidParameter
 from clipflow.filters import compile_filter
+from clipflow.index import approximate, keeper, layered
 from clipflow.index.approximate import Approximate, check_kind
 from clipflow.index.base import Effort
-from clipflow.index.choice import Wanted
+from clipflow.index.choice import Wanted, choose
 from clipflow.index.keeper import Snapshots, _rotten
 from clipflow.index.live import Hit, LiveIndex, Query
 from clipflow.index.reference import ReferenceIndex
+from clipflow.index.tuning import QUERIES
 from clipflow.store.reading import Record
 from clipflow.store.sqlite import Store
 from service import until
@@ -93,6 +95,13 @@ def check(found: list[list[Hit]], expected: list[dict[str, float]], recall: floa
     assert np.mean(shares) >= recall
 
 
+def check_pages(live: LiveIndex, asked: NDArray[np.float32]) -> None:
+    """Five are the beginning of fifteen, and of sixty."""
+    for vector in asked[:20]:
+        pages = [[hit.record.id for hit in live.search(vector[None], Query(limit))[0]] for limit in (5, 15, 30, 60)]
+        assert all(page == pages[-1][: len(page)] for page in pages)
+
+
 @pytest.fixture(params=KINDS)
 def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
@@ -119,12 +128,9 @@ def test_a_kind_lives_through_writes_deletes_filters_and_restarts(
     # Never fewer than asked for, however many.
     check(live.search(asked[:2], Query(COUNT + 5)), truth(vectors, here, asked[:2], COUNT), 1.0)
 
-    # Five are the beginning of fifteen, and an effort for one request is none for the next.
-    effort = Effort(nprobe=10**6, ef_search=COUNT)
-    for vector in asked[:5]:
-        wide, narrow = (live.search(vector[None], Query(n, effort=effort))[0] for n in (15, 5))
-        if live.keeper.index is not None and (live.keeper.index.main is None or live.keeper.index.main.exact):
-            assert [hit.record.id for hit in wide][:5] == [hit.record.id for hit in narrow]
+    # Pages are parts of one list, and an effort for one request, however large, is none for the next.
+    check_pages(live, asked)
+    live.search(asked[:1], Query(10, effort=Effort(nprobe=2**40, ef_search=2**40)))
     check(live.search(asked, Query(10)), truth(vectors, here, asked, 10), floor)
 
     # Rare documents are all found, and exactly.
@@ -144,6 +150,7 @@ def test_a_kind_lives_through_writes_deletes_filters_and_restarts(
     live.delete([str(n) for n in range(200)] + ['new'])
     here = list(range(200, COUNT))
     check(live.search(asked, Query(10)), truth(vectors, here, asked, 10), floor)
+    check_pages(live, asked)
     before = [[(hit.record.id, hit.score) for hit in hits] for hits in live.search(asked, Query(10))]
     live.close()
     again = opened(tmp_path, kind)
@@ -164,6 +171,82 @@ def test_a_kind_lives_through_writes_deletes_filters_and_restarts(
     check(again.search(asked, Query(10)), truth(vectors, here, asked, 10), floor)
     assert again.status()['warnings'] == []
     again.close()
+
+
+@pytest.mark.parametrize('kind', ['HNSW8', 'HNSW8,SQ8', 'PCAR8,HNSW8', 'IVF4,SQ8'])
+def test_equal_vectors_are_all_found(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layered, 'SUBSET_STORED', 10)
+    row = np.full(16, 0.25, dtype=np.float32)
+    live = opened(tmp_path, kind)
+    live.upsert([Record(f'{n}', '', '', json.dumps({'turn': n % 4}), row) for n in range(1200)])
+    settled(live, kind)
+    assert len(live.search(row[None], Query(500))[0]) == 500
+    assert len(live.search(row[None], Query(250, compile_filter({'turn': 1})))[0]) == 250
+    live.delete(matching=compile_filter({'turn': {'$neq': 1}}))
+    assert len(live.search(row[None], Query(250))[0]) == 250
+    live.close()
+
+
+@pytest.mark.parametrize('kind', ['hnsw', 'IVF16,SQ8', 'SQ8'])
+def test_equal_vectors_stand_for_each_other_when_the_effort_is_tuned(kind: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(8)
+    rows = np.repeat(rng.normal(size=(50, DIMENSION)), 30, axis=0)
+    rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    live = opened(tmp_path, kind)
+    live.upsert([Record(f'{n}', '', '', '{}', row) for n, row in enumerate(rows)])
+    assert settled(live, kind).status()['recall'] >= RECALL
+    live.close()
+
+
+def test_clusters_are_learnt_of_all_though_every_second_document_is_gone(tmp_path: Path) -> None:
+    rng = np.random.default_rng(8)
+    rows = rng.normal(size=(4000, 4)).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    live = opened(tmp_path, 'flat')
+    live.upsert([Record(f'{n}', '', '', json.dumps({'even': n % 2 == 0}), row) for n, row in enumerate(rows)])
+    live.delete(matching=compile_filter({'even': False}))
+    live.close()
+    again = settled(opened(tmp_path, 'IVF4,SQ8'), 'IVF4,SQ8')
+    assert again.status()['recall'] >= RECALL
+    again.close()
+
+
+def test_the_effort_is_tuned_with_texts_alone(vectors: NDArray[np.float32], tmp_path: Path) -> None:
+    pictures = vectors[:QUERIES]
+    efforts = []
+    for name, texts in (('nobody asked', None), ('pictures asked', False), ('the same as texts', True)):
+        live = opened(tmp_path / name, 'IVF32,Flat')
+        live.upsert([Record('0', '', '', '{}', vectors[0])])
+        if texts is not None:
+            live.search(pictures, Query(1, texts=texts))
+        fill(live, vectors, 0, COUNT)
+        efforts.append(settled(live, 'IVF32,Flat').status()['effort'])
+        live.close()
+    assert efforts[0] == efforts[1] > efforts[2]
+
+
+@pytest.mark.parametrize('kind', ['HNSW8', 'IVF8,SQ8'])
+def test_the_effort_is_tuned_again_when_the_index_has_grown(
+    kind: str, vectors: NDArray[np.float32], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeper, 'MERGE_AT', 256)
+    monkeypatch.setattr(approximate, 'PAGE', 1)  # else so few documents ask for no effort
+    live = opened(tmp_path, kind)
+    fill(live, vectors, 0, 1000)
+    small = settled(live, kind).status()['effort']
+    live.close()
+    live = opened(tmp_path, kind)
+    fill(live, vectors, 1000, 2 * COUNT)
+
+    def tuned() -> bool:
+        index = live.keeper.index
+        return index is not None and index.main is not None and index.main.tuned_at >= 2000
+
+    until(tuned, 120, 'it is tuned again')
+    assert live.status()['effort'] >= small
+    asked = queries(vectors, 40)
+    check(live.search(asked, Query(10)), truth(vectors, list(range(2 * COUNT)), asked, 10), RECALL - 0.03)
+    live.close()
 
 
 def test_shards_share_the_clusters_that_were_learnt_once(vectors: NDArray[np.float32], tmp_path: Path) -> None:
@@ -191,11 +274,59 @@ def test_shards_share_the_clusters_that_were_learnt_once(vectors: NDArray[np.flo
 
 
 def test_a_kind_that_faiss_does_not_know_and_a_trained_index_that_is_none_are_refused(tmp_path: Path) -> None:
-    for kind in ('bogus', 'IVF8', 'IDMap,Flat', 'IVF8,SQ8,RFlat', 'PQ7'):
+    # The last four are kinds of FAISS, which cannot be told to look among some documents only.
+    for kind in ('bogus', 'IVF8', 'IDMap,Flat', 'IVF8,SQ8,RFlat', 'PQ7', 'PQ4x4fs', 'NSG32', 'RQ4x8', 'PCA8,RQ2x8'):
         with pytest.raises(InvalidParameter):
             check_kind(kind, DIMENSION)
-    for kind in ('auto', 'flat', 'hnsw', 'ivf', 'ivfpq', 'IVF8,SQ8', 'HNSW32_SQfp16'):
+    for kind in ('auto', 'flat', 'hnsw', 'ivf', 'ivfpq', 'IVF8,SQ8', 'HNSW32_SQfp16', 'PCA8,HNSW16', 'SQ8', 'PQ8'):
         check_kind(kind, DIMENSION)
     (tmp_path / 'x').write_text('no')
     with pytest.raises(InvalidParameter, match='clipflow quantizer'):
         Approximate.read(tmp_path / 'x')
+
+
+def test_a_trained_index_of_another_length_or_with_vectors_inside_is_refused(tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).normal(size=(400, 8)).astype(np.float32)
+    learnt = Approximate.create('IVF4,SQ8', 8)
+    learnt.train(rows)
+    learnt.write(tmp_path / 'learnt.faiss')
+    assert Approximate.read(tmp_path / 'learnt.faiss', 8).lists == 4
+    assert Approximate.read(tmp_path / 'learnt.faiss').lists == 4
+    with pytest.raises(DimensionMismatch, match='8 dimensions, not of 16'):
+        Approximate.read(tmp_path / 'learnt.faiss', 16)
+    learnt.fill(rows)
+    learnt.write(tmp_path / 'filled.faiss')
+    with pytest.raises(InvalidParameter, match='400 vectors in it'):
+        Approximate.read(tmp_path / 'filled.faiss')
+
+
+def warned(folder: Path, wanted: Wanted, rows: NDArray[np.float32]) -> list[str]:
+    """What `/status` says of a kind that cannot be built, while everything is found."""
+    live = LiveIndex(Store(folder, 'abc', 'm'), wanted)
+    live.upsert([Record(f'{n}', '', '', '{}', row) for n, row in enumerate(rows)])
+    until(lambda: live.status()['warnings'], 30, 'it has been tried')
+    assert [hits[0].record.id for hits in live.search(rows[:3], Query(1))] == ['0', '1', '2']
+    assert live.status()['kind'] == 'flat'
+    live.close()
+    return list(live.status()['warnings'])
+
+
+def test_a_kind_that_cannot_be_built_of_what_is_there_says_why(tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).normal(size=(1100, 8))
+    units = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    (warning,) = warned(tmp_path / 'codes', Wanted('PQ2x12'), units)
+    assert warning.startswith("'PQ2x12' cannot be learnt from 1,100 vectors: ")
+    assert '4096' in warning
+    learnt = Approximate.create('IVF4,SQ8', 16)
+    learnt.train(np.random.default_rng(0).normal(size=(400, 16)).astype(np.float32))
+    learnt.write(tmp_path / 'learnt.faiss')
+    (warning,) = warned(tmp_path / 'trained', Wanted(trained=tmp_path / 'learnt.faiss'), units)
+    assert 'learnt.faiss was trained with vectors of 16 dimensions, not of 8' in warning
+
+
+def test_lists_begin_when_there_are_as_many_documents() -> None:
+    assert choose(Wanted('IVF2000,Flat'), 1999, 8).kind == 'flat'
+    assert choose(Wanted('IVF2000,Flat'), 1999, 8).why == 'exact; IVF2000,Flat begins at 2,000 documents'
+    assert choose(Wanted('IVF2000,Flat'), 2000, 8).factory == 'IVF2000,Flat'
+    assert choose(Wanted('PCA4,IVF1500_HNSW8,SQ8'), 1300, 8).kind == 'flat'
+    assert choose(Wanted('SQ8'), 1000, 8).factory == 'SQ8'

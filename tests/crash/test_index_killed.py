@@ -214,8 +214,9 @@ def test_an_index_that_is_killed_at_any_moment_loses_nothing_and_revives_nothing
     # What lies about half written goes with the next snapshot, and that one says the same.
     with opened(folder, kind) as live:
         assert_serves(live, model.docs, model.before)
-        number = live.keeper.snapshot()['sequence']
-    assert [path.name for path in (folder / 'snapshots').iterdir()] == [str(number)]
+        live.keeper.snapshot()
+    (only,) = (folder / 'snapshots').iterdir()
+    assert only.name.isdigit()
     with opened(folder, kind) as live:
         assert 'from a snapshot, 0 later changes' in live.status()['start']
         assert_serves(live, model.docs, model.before)

@@ -26,7 +26,7 @@ QUERIES = unit(np.random.default_rng(1).normal(size=(4, DIMENSION)))
 def cli(place: Path, *arguments: str) -> str:
     done = subprocess.run(
         [sys.executable, '-m', 'clipflow.cli.main', *arguments],
-        env={'PATH': '', 'HOME': str(place), 'CLIPFLOW_WORKSPACE': str(place)},
+        env={'PATH': '', 'HOME': str(place), 'CLIPFLOW_WORKSPACE': str(place), 'CLIPFLOW_RUNTIME': 'fake'},
         capture_output=True,
         text=True,
         check=False,

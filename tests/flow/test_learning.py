@@ -15,7 +15,7 @@ from docarray import Document, DocumentArray
 from clipflow import ROOT, wire
 from clipflow.cli.main import main
 from clipflow.clicks import read_log
-from clipflow.errors import Conflict, Forbidden, InvalidParameter, ModelMismatch
+from clipflow.errors import Conflict, DimensionMismatch, Forbidden, InvalidParameter, ModelMismatch
 from clipflow.rank.head import Head
 from clipflow.store.feedback import FeedbackLog
 from clipflow_client import Client
@@ -69,10 +69,11 @@ def fingerprint(client: Client) -> str:
     return str(client.status()['ranker']['fingerprint'])
 
 
-def made(client: Client, seed: int = 0, **more: Any) -> Head:
+def made(client: Client, seed: int = 0, dimension: int = D, **more: Any) -> Head:
     rng = np.random.default_rng(seed)
     given = {'model': fingerprint(client), 'passed': True} | more
-    return Head(rng.normal(size=(4, D)).astype(np.float32), rng.normal(size=(D, 4)).astype(np.float32), **given)
+    down, up = rng.normal(size=(4, dimension)), rng.normal(size=(dimension, 4))
+    return Head(down.astype(np.float32), up.astype(np.float32), **given)
 
 
 def ids(matches: Any) -> list[str]:
@@ -152,6 +153,7 @@ def test_versions_roll_back_and_what_is_not_right_is_refused(plain: Client) -> N
         (made(plain, model='0' * 64).content(), ModelMismatch),
         (one.content()[:-9], InvalidParameter),
         (made(plain, 3, passed=False).content(), Conflict),
+        (made(plain, dimension=D // 2).content(), DimensionMismatch),
     ):
         with pytest.raises(error):
             plain.ranker('load', content=content)
@@ -197,7 +199,7 @@ def test_clicks_become_a_head_that_puts_first_what_people_want(
     at = ['--host', sharded.grpc]
     log, file = tmp_path / 'log.jsonl', tmp_path / 'head.safetensors'
     assert main(['feedback', 'export', str(log), *at]) == 0
-    entries = read_log(log)
+    entries = list(read_log(log)[0].values())
     assert sorted(one.clicked for one in entries) == sorted(tuple(clicked) for _, _, clicked in given)
     assert len(entries[0].scores) == SHOWN
     assert main(['feedback', 'stats', *at]) == 0
@@ -222,7 +224,8 @@ def test_clicks_become_a_head_that_puts_first_what_people_want(
     assert precision() > before + 0.05
     found = plain.search(QUERY)
     plain.feedback(QUERY, found, ids(found)[:1])
-    assert plain.feedback_stats()['heads'] == {'': len(given), Head.read(file).version: 1}
+    plain.feedback(QUERY, plain.search(QUERY, rerank=False), [found[0].id], rerank=False)
+    assert plain.feedback_stats()['heads'] == {'': len(given) + 1, Head.read(file).version: 1}
     assert main(['head', 'rollback', *at]) == 0
     assert main(['head', 'off', *at]) == 0
     assert main(['head', 'status', *at]) == 0
@@ -253,6 +256,8 @@ def test_what_is_wrong_with_feedback_is_said(
     for wrong in ({'scores': [0.1]}, {'scores': [0.1, 7]}, {'scores': ['a', 'b']}):
         with pytest.raises(InvalidParameter, match='scores'):
             plain.feedback(QUERY, ['d1', 'd2'], ['d2'], **wrong)
+    with pytest.raises(InvalidParameter, match="either 'clicked' or 'disliked'"):
+        plain.feedback(QUERY, ['d1', 'd2'], ['d2'], ['d2'])
     with pytest.raises(InvalidParameter, match='what to delete'):
         plain.purge_feedback()
     assert main(['feedback', 'purge', '--user', 'x', '--before', 'tomorrow', '--host', sharded.grpc]) == 1
@@ -284,6 +289,7 @@ def test_over_http(fake: Service, http: httpx.Client) -> None:
     for wrong, status in (
         ({'do': 'load', 'path': '../x'}, 403),
         ({'do': 'load', 'path': 'none'}, 404),
+        ({'do': 'load', 'path': 'a\0b'}, 400),
         ({'do': 'x'}, 400),
     ):
         assert http.post('/v1/ranker', json=wrong).status_code == status

@@ -131,9 +131,14 @@ def test_a_nul_in_a_tag_or_a_filter_is_refused_because_sqlite_would_end_the_text
     assert [match.id for match in fake.matches('x', filter={'n': '\\u0000'})] == ['escaped']
 
 
-def test_a_pattern_that_never_ends_costs_little_and_blocks_nobody(fake: Service) -> None:
+def test_a_pattern_that_never_ends_is_an_error_and_deletes_nothing(fake: Service) -> None:
     fake.post('/index', Document(id='a', text='x', tags={'s': 'a' * 5000 + '!'}))
-    assert len(fake.matches('x', filter={'s': {'$regex': '(a|aa)+$'}})) == 0
+    endless = {'s': {'$regex': '(a|aa)+$'}}
+    with pytest.raises(InvalidFilter, match='too long'):
+        fake.matches('x', filter=endless)
+    with pytest.raises(InvalidFilter, match='too long'):
+        fake.post('/delete', None, {'filter': {'$not': endless}})
+    assert [match.id for match in fake.matches('x', filter={'s': {'$regex': '!$'}})] == ['a']
 
 
 def test_an_empty_index_answers_every_endpoint(fake: Service) -> None:

@@ -1,6 +1,8 @@
 """From the start of a worker to its end: when it is ready, how it stops, and what it does when the IPU fails."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from clipflow.sessions.torch import TorchSession
 from unit import checkpoints
@@ -139,6 +142,43 @@ def test_other_families_and_damaged_files_are_refused(towers: Any, tmp_path: Pat
     assert 'holds no model.safetensors' in refusal(copy)
     (copy / 'model.safetensors').write_bytes((checkpoint / 'model.safetensors').read_bytes()[:-9])
     assert 'damaged' in refusal(copy)
+
+
+@pytest.mark.parametrize(
+    'case',
+    [
+        ('config.json', {'text_config': [1]}, 'text_config'),
+        ('config.json', {'text_config': {'eos_token_id': None}}, 'eos_token_id'),
+        ('config.json', {'vision_config': {'num_attention_heads': None}}, 'num_attention_heads'),
+        ('config.json', {'vision_config': {'hidden_act': [1]}}, 'activation'),
+        ('preprocessor_config.json', {'image_mean': None}, 'image_mean'),
+        ('preprocessor_config.json', {'image_mean': [0.5, 0.5]}, 'image_mean'),
+        ('preprocessor_config.json', {'image_std': [1, 'x', 1]}, 'image_std'),
+        ('preprocessor_config.json', {'image_std': [1, 0, 1]}, 'image_std'),
+        ('preprocessor_config.json', {'do_rescale': False}, 'do_rescale'),
+        ('preprocessor_config.json', {'rescale_factor': 1}, 'rescale_factor'),
+    ],
+    ids=str,
+)
+def test_what_the_files_say_in_another_way_is_refused_in_a_sentence(
+    towers: Any, tmp_path: Path, checkpoint: Path, case: tuple[str, dict[str, Any], str]
+) -> None:
+    file, changes, said = case
+    copy = Path(shutil.copytree(checkpoint, tmp_path / 'copy'))
+    content = json.loads((copy / file).read_text())
+    for name, value in changes.items():
+        content[name] = content[name] | value if isinstance(value, dict) else value
+    (copy / file).write_text(json.dumps(content))
+    with pytest.raises(towers.BadModel, match=said):
+        towers.load_towers(copy)
+
+
+def test_pixels_that_are_not_normalised_stay_between_0_and_1(towers: Any, tmp_path: Path, checkpoint: Path) -> None:
+    copy = Path(shutil.copytree(checkpoint, tmp_path / 'copy'))
+    content = json.loads((copy / 'preprocessor_config.json').read_text())
+    (copy / 'preprocessor_config.json').write_text(json.dumps(content | {'do_normalize': False}))
+    pixels = towers.load_towers(copy).image.pixels(torch.tensor([0, 51, 255], dtype=torch.uint8).reshape(1, 1, 1, 3))
+    assert pixels.flatten().tolist() == pytest.approx([0, 0.2, 1], rel=1e-3)
 
 
 def test_old_checkpoints_end_a_text_at_the_largest_id(towers: Any, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from clipflow import wire
 from clipflow.batching import Embedder
 from clipflow.classify import classify, softmax
-from clipflow.errors import Unavailable
+from clipflow.errors import Internal, InvalidParameter, Unavailable
 from clipflow.sessions.base import OutOfMemory
 from clipflow.sessions.fake import FakeSession
 from clipflow.tokens import Tokenizer
@@ -132,6 +132,26 @@ def test_a_ready_embedding_is_brought_to_unit_length_and_not_encoded(embedder: E
     assert doc.text == 'cat'
 
 
+def test_a_query_of_which_a_part_was_cut_says_so_itself(embedder: Embedder) -> None:
+    docs = [Document(chunks=[Document(text=text), Document(text='dog')]) for text in ('cat ' * 500, 'cat')]
+    embedder.embed(docs)
+    assert [doc.tags.get(wire.TRUNCATED) for doc in docs] == [True, None]
+
+
+@pytest.mark.parametrize('weights', [(1e-7,), (1e-30,), (3e-9, -1e-9), (1e30, 1e29)])
+def test_only_the_proportion_of_the_weights_counts(embedder: Embedder, weights: tuple[float, ...]) -> None:
+    texts = ('cat', 'dog')
+    doc, scaled = (
+        Document(
+            chunks=[Document(text=text, weight=weight / unit) for text, weight in zip(texts, weights, strict=False)]
+        )
+        for unit in (1.0, abs(weights[0]))
+    )
+    embedder.embed([doc, scaled])
+    assert not wire.failed(doc)
+    assert np.allclose(doc.embedding, scaled.embedding, atol=1e-6)
+
+
 def test_a_compound_query_is_the_weighted_sum_of_its_parts(embedder: Embedder, mini: ModelSpec) -> None:
     ready = unit(np.random.default_rng(5).normal(size=FakeSession.dimension))
     doc = Document(
@@ -231,6 +251,14 @@ def test_odd_texts_are_texts(embedder: Embedder) -> None:
     assert all(np.abs(np.linalg.norm(doc.embedding) - 1) < 1e-5 for doc in docs)
 
 
+def classified(embedder: Embedder, docs: list[Document], labels: list[str], templates: list[str]) -> None:
+    """As the encoder does."""
+    classes = [Document(text=label) for label in labels]
+    embedder.embed(docs)
+    embedder.embed(classes, templates)
+    classify(docs, classes, embedder.spec.scale)
+
+
 def expected_shares(
     spec: ModelSpec, vector: NDArray[np.float64], labels: list[str], templates: list[str]
 ) -> list[float]:
@@ -246,7 +274,7 @@ def test_a_classification_is_the_softmax_of_temperature_times_cosine(embedder: E
     labels, templates = ['cat', 'dog', 'ship'], ['a photo of {}', 'the {}']
     docs = [Document(text='dog'), picture(mini, 4), Document(embedding=text_vector(mini, 'the ship'))]
     vectors = [text_vector(mini, 'dog'), picture_vector(4), text_vector(mini, 'the ship')]
-    classify(embedder, docs, labels, templates)
+    classified(embedder, docs, labels, templates)
     for doc, vector in zip(docs, vectors, strict=True):
         shares = expected_shares(mini, vector, labels, templates)
         assert list(doc.tags['probabilities']) == labels
@@ -258,12 +286,21 @@ def test_a_classification_is_the_softmax_of_temperature_times_cosine(embedder: E
 
 def test_a_classification_leaves_out_what_failed(embedder: Embedder) -> None:
     docs = [Document(id='bad', blob=b'x'), Document(text='cat'), Document(id='empty')]
-    classify(embedder, docs, ['cat', 'dog'], ['{}'])
+    classified(embedder, docs, ['cat', 'dog'], ['{}'])
     assert docs[0].tags[wire.ERROR]['code'] == 'invalid-document'
     assert 'label' not in docs[0].tags
     assert docs[1].tags['label'] == 'cat'
     assert docs[2].tags == {}
-    classify(embedder, [Document(id='bad', blob=b'x')], ['cat', 'dog'], ['{}'])
+    classified(embedder, [Document(id='bad', blob=b'x')], ['cat', 'dog'], ['{}'])
+
+
+def test_a_label_that_cannot_be_encoded_is_an_error_of_the_request(embedder: Embedder) -> None:
+    with pytest.raises(InvalidParameter, match='labels'):
+        classified(embedder, [Document(text='cat')], ['cat', ''], ['{}'])
+    failed = Document(text='dog')
+    wire.fail(failed, Internal('the model gave a vector that is not finite'), 'encoder')
+    with pytest.raises(Internal, match='not finite'):
+        classify([Document(text='cat')], [Document(text='cat', embedding=np.ones(32)), failed], 1.0)
 
 
 def test_a_softmax_of_large_numbers_is_finite_and_sums_to_one() -> None:

@@ -81,9 +81,37 @@ def test_a_setting_that_is_not_valid_is_one_fault(
 
 
 def test_a_faster_extra_is_named(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr('clipflow.sessions.registry._importable', lambda _: False)
+    monkeypatch.setattr('clipflow.sessions.registry._import_fault', lambda _: '')
     assert main(['doctor']) == 0
     assert 'note   encoder: the extra "openvino" is faster on this CPU' in capsys.readouterr().out
+
+
+def test_a_package_that_breaks_as_it_is_imported_counts_as_missing_and_is_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / 'site' / 'openvino').mkdir(parents=True)
+    (tmp_path / 'site' / 'openvino' / '__init__.py').write_text('import numpy\nnumpy.no_such_thing\n')
+    monkeypatch.syspath_prepend(tmp_path / 'site')
+    for name in [name for name in sys.modules if name.split('.')[0] == 'openvino']:
+        monkeypatch.delitem(sys.modules, name)
+    assert main(['doctor']) == 0
+    out = capsys.readouterr().out
+    assert 'note   encoder: the package openvino is installed, but cannot be imported: module' in out
+    assert 'ok     encoder: openvino' not in out
+
+
+@pytest.mark.parametrize('runtime', ['onnx', 'openvino', 'kserve'])
+def test_a_runtime_that_is_asked_for_and_not_installed_is_a_fault(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, runtime: str
+) -> None:
+    monkeypatch.setenv('CLIPFLOW_RUNTIME', runtime)
+    for name in ('onnxruntime', 'openvino', 'tritonclient', 'tritonclient.grpc'):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert main(['doctor']) == 1
+    extra = {'kserve': 'triton'}.get(runtime, runtime)
+    said = capsys.readouterr().out
+    assert f"fault  encoder: the runtime '{runtime}' is not installed" in said
+    assert f'pip install "clipflow[{extra}]"' in said
 
 
 def installed(place: Path, monkeypatch: pytest.MonkeyPatch, *requirements: str, python: str = '<3.12,>=3.11') -> None:

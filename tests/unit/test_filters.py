@@ -283,9 +283,21 @@ def test_any_name_of_a_tag_compiles_or_is_refused_in_one_sentence() -> None:
         ({'a': {'$regex': 'i({9d<}>k'}}, r'\$regex'),
         ({'a': {'$regex': '(' * 450 + ')' * 450}}, r'\$regex'),
         ({'a': {'$regex': 'a' * 1001}}, r'\$regex'),
+        ({'a': {'$regex': '(?:a{10000}){1000}'}}, 'repeats'),
+        ({'a': {'$regex': '(?:(?:a{99}){99}){99}'}}, 'repeats'),
+        ({'a': {'$regex': 'a{1000000,}'}}, 'repeats'),
+        ({'a': {'$regex': '(?:' + 'a' * 900 + '){1000}'}}, 'repeats'),
+        ({'a': {'$regex': '(?:a{1000})(?#c){1000}'}}, 'repeats'),
+        ({'a': {'$regex': '(?x)(?:a{ 1 0 0 0 }) { 1000 }'}}, 'flag x'),
+        ({'a': {'$regex': '(?i-x:a)'}}, 'flag x'),
         ({'a': float('nan')}, r'\$eq'),
         ({'a': {'$gt': 2**63}}, r'\$gt'),
         ({'': 1}, "''"),
+        ({'a"' + 'x' * 10_000: 1}, 'name of a tag'),
+        ({'$' + 'x' * 10_000: 1}, 'unknown operator'),
+        ({'a': {'$' + 'x' * 10_000: 1}}, 'unknown operator'),
+        ({'x' * 10_000: {}}, 'no condition'),
+        ({'x' * 10_000: {'b': 1}}, 'unknown operator'),
         ({'a"b': 1}, 'a"b'),
     ],
 )
@@ -293,6 +305,30 @@ def test_what_is_no_filter_is_refused_by_name(query: Any, named: str) -> None:
     with pytest.raises(InvalidFilter, match=named) as caught:
         compile_filter(query)
     assert len(caught.value.message) < 1500
+
+
+@pytest.mark.parametrize(
+    ('pattern', 'text'),
+    [
+        (r'^[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}$', '01234567-89ab-cdef-0123-456789abcdef'),
+        ('^[0-9a-f]{64}$', 'a' * 64),
+        (r'^\d{4}-\d{2}-\d{2}T\d{2}:\d{2}$', '2024-01-02T03:04'),
+        ('^(?:[0-9a-f]{4}:){7}[0-9a-f]{4}$', '0123:' * 7 + '0123'),
+        ('^.{0,100000}$', 'x'),
+        ('(?i)^X+$', 'xx'),
+    ],
+)
+def test_patterns_that_people_write_are_taken(db: sqlite3.Connection, pattern: str, text: str) -> None:
+    assert passing(db, {'a': {'$regex': pattern}}, [{'a': text}, {'a': 'y!'}])[:1] == [0]
+
+
+def test_a_pattern_that_does_not_fit_into_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(pattern: str) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr('regex.compile', full)
+    with pytest.raises(InvalidFilter, match='memory'):
+        compile_filter({'a': {'$regex': 'a'}})
 
 
 BESIDE = {'b': {'$in': [2, None], '$neq': 3}}

@@ -1,13 +1,15 @@
 """Calls that wait together run together; a lone one does not wait, and a bad one fails alone."""
 
 import asyncio
+import gc
 import threading
 import time
+import weakref
 from dataclasses import dataclass, field
 
 import pytest
 
-from clipflow.errors import Overloaded, Timeout
+from clipflow.errors import ClipflowError, Internal, Overloaded, Timeout, Unavailable
 from clipflow.gathering import Gathering
 from clipflow.wire import Parameters
 from clipflow.work import WorkQueue
@@ -21,13 +23,14 @@ class Recorder:
 
     gate: threading.Event = field(default_factory=threading.Event)
     calls: list[list[str]] = field(default_factory=list)
+    error: Exception = field(default_factory=lambda: ValueError('a bad job'))
 
     def __call__(self, jobs: list[str]) -> None:
         self.calls.append(list(jobs))
         if not self.gate.wait(10):
             raise AssertionError('the gate stayed closed')
         if 'bad' in jobs:
-            raise ValueError('a bad job')
+            raise self.error
 
 
 def gathering(call: Recorder, most: int = 4, limit: int = 100) -> Gathering[str]:
@@ -103,6 +106,52 @@ def test_who_has_given_up_is_not_run() -> None:
         found = await asyncio.gather(*tasks, return_exceptions=True)
         assert [type(one) for one in found] == [Timeout, type(None)]
         assert call.calls == [['a'], ['b']]
+
+    asyncio.run(scene())
+
+
+def test_who_has_given_up_leaves_nothing_behind_while_another_call_runs() -> None:
+    class Pixels(str):
+        pass
+
+    async def scene() -> None:
+        call = Recorder()
+        group = gathering(call)
+        first = asyncio.create_task(group.run(NO_DEADLINE, 'a', 1))
+        await started(call)
+        pixels = Pixels('b')
+        kept = weakref.ref(pixels)
+        gone = asyncio.create_task(group.run(NO_DEADLINE, pixels, 1))
+        await asyncio.sleep(0)
+        gone.cancel()
+        await asyncio.wait([gone])
+        del pixels, gone
+        gc.collect()
+        assert kept() is None
+        call.gate.set()
+        await first
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize(('error', 'calls'), [(Internal('no'), 4), (Unavailable('no'), 1), (Timeout('no'), 1)])
+def test_what_a_server_refuses_is_looked_for_and_a_server_that_is_away_is_not_asked_again(
+    error: ClipflowError, calls: int
+) -> None:
+    async def scene() -> None:
+        call = Recorder(error=error)
+        group = gathering(call)
+        first = asyncio.create_task(group.run(NO_DEADLINE, 'a', 1))
+        await started(call)
+        tasks = [asyncio.create_task(group.run(NO_DEADLINE, name, 1)) for name in ('good', 'bad', 'other')]
+        await asyncio.sleep(0)
+        call.gate.set()
+        await first
+        found = await asyncio.gather(*tasks, return_exceptions=True)
+        alone = isinstance(error, Internal)
+        assert [one is error for one in found] == [not alone, True, not alone]
+        assert len(call.calls) == 1 + calls
+        assert group.failed
 
     asyncio.run(scene())
 

@@ -6,6 +6,8 @@ import os
 import random
 import resource
 import struct
+import subprocess
+import sys
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -20,7 +22,7 @@ from PIL import Image, features
 from clipflow import ROOT, pictures
 from clipflow.errors import ClipflowError, InvalidDocument, TooLarge, Undecodable, UnsupportedMedia
 from clipflow.pictures import decode, decode_for, from_tensor, prepare, thumbnail
-from clipflow.weights import PictureSpec
+from clipflow.preprocessing import PictureSpec
 
 LIMIT = 100_000_000
 DATA = Path(os.environ.get('CLIPFLOW_TEST_DATA', ROOT.parent / 'shared' / 'data'))
@@ -139,6 +141,41 @@ def test_sixteen_bits_are_scaled_not_clipped() -> None:
     assert np.abs(shown[..., 0].astype(int) - np.arange(256).reshape(16, 16)).max() <= 1
 
 
+@pytest.mark.parametrize('kind', ['PNG', 'TIFF', 'PPM', 'JPEG2000'])
+@pytest.mark.parametrize(('value', 'expected'), [(200, 0), (300, 1), (0x7F80, 0x7F), (65535, 255)])
+def test_a_dark_picture_of_sixteen_bits_stays_dark(kind: str, value: int, expected: int) -> None:
+    # The upper byte, as of colours in 16 bits; not judged by the largest value, which would make one step 257 times.
+    shown = decode(encoded(Image.fromarray(np.full((8, 8), value, np.uint16)), kind), LIMIT)
+    assert shown.getpixel((3, 3)) == (expected,) * 3
+
+
+def test_sixteen_bits_may_have_the_order_of_a_mac() -> None:
+    turned = Image.fromarray(np.array([[0x0102, 0xF0E0]], dtype='>u2'))
+    assert turned.mode == 'I;16B'
+    assert np.asarray(decode(encoded(turned, 'TIFF'), LIMIT))[0, :, 0].tolist() == [0x01, 0xF0]
+
+
+def test_the_key_colour_of_sixteen_bits_is_white_and_its_neighbours_are_not() -> None:
+    rows = b'\0' + struct.pack('>3H', 0x2010, 0x2011, 0x200F)
+    shown = np.asarray(decode(png((3, 1), 16, 0, rows, struct.pack('>H', 0x2010)), LIMIT))
+    assert shown[0].tolist() == [[255] * 3, [0x20] * 3, [0x20] * 3]
+
+
+@pytest.mark.parametrize('mode', ['RGBA', 'LA', 'PA', 'I;16', 'F'])
+def test_a_picture_that_is_made_in_strips_has_no_seams(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = smooth(50, 41).convert('RGBA')
+    image.putalpha(Image.linear_gradient('L').resize(image.size))
+    if mode in ('I;16', 'F'):
+        grey = np.asarray(image.convert('L'))
+        image = Image.fromarray(grey.astype(np.uint16) * 256 if mode == 'I;16' else grey / np.float32(255))
+    else:
+        image = image.convert(mode)
+    whole = np.asarray(pictures._rgb(image))
+    monkeypatch.setattr(pictures, '_PIXELS_OF_A_STRIP', 350)
+    assert (np.asarray(pictures._rgb(image)) == whole).all()
+    assert len(np.unique(whole[:, 25], axis=0)) > 5
+
+
 @pytest.mark.parametrize('kind', ['GIF', 'PNG', 'WEBP', 'TIFF'])
 def test_of_an_animation_the_first_frame_counts(kind: str) -> None:
     frames = [Image.new('RGB', (20, 10), colour) for colour in ('red', 'lime', 'blue')]
@@ -159,15 +196,60 @@ def test_a_small_jpeg_is_decoded_whole() -> None:
     assert decode_for(512, encoded(smooth(300, 200), 'JPEG'), LIMIT)[0].size == (300, 200)
 
 
-def png_that_claims(width: int, height: int) -> bytes:
-    """A PNG of a few bytes: its header, and next to no pixels."""
+def png(size: tuple[int, int], depth: int, colour: int, rows: bytes, transparency: bytes | None = None) -> bytes:
+    """A PNG with these bits a sample and this colour type; `rows` begin with their filter, 0."""
 
     def chunk(name: bytes, body: bytes) -> bytes:
         return struct.pack('>I', len(body)) + name + body + struct.pack('>I', zlib.crc32(name + body))
 
-    header = struct.pack('>IIBBBBB', width, height, 8, 2, 0, 0, 0)
-    pixels = chunk(b'IDAT', zlib.compress(bytes(100)))
-    return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header) + pixels + chunk(b'IEND', b'')
+    header = struct.pack('>IIBBBBB', *size, depth, colour, 0, 0, 0)
+    key = b'' if transparency is None else chunk(b'tRNS', transparency)
+    pixels = chunk(b'IDAT', zlib.compress(rows))
+    return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header) + key + pixels + chunk(b'IEND', b'')
+
+
+def png_that_claims(width: int, height: int) -> bytes:
+    """A PNG of a few bytes: its header, and next to no pixels."""
+    return png((width, height), 8, 2, bytes(100))
+
+
+def test_a_palette_that_is_missing_is_no_fault_of_ours() -> None:
+    survives(png((8, 8), 8, 3, (b'\0' + b'\1' * 8) * 8))
+
+
+PEAK = """
+import re, sys
+from pathlib import Path
+from clipflow import pictures
+from clipflow.preprocessing import PictureSpec
+
+def peak():
+    return int(re.search(r'VmHWM:\\s+(\\d+) kB', Path('/proc/self/status').read_text())[1]) * 1024
+
+blob, before = sys.stdin.buffer.read(), peak()
+image, filled = pictures.decode_for(512, blob, 10**8)
+pictures.thumbnail(image)
+pictures.prepare(image, PictureSpec(224, 224, 224, 3, (0.5,) * 3, (0.5,) * 3), filled)
+print((peak() - before) / (image.width * image.height))
+"""
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='the peak of memory is read from /proc')
+@pytest.mark.parametrize(
+    ('depth', 'colour', 'sample', 'most'),
+    [(16, 0, b'\x10\x20', 8), (8, 6, b'\x10' * 4, 10), (8, 2, b'\x10' * 3, 6)],
+    ids=['grey of 16 bits', 'with transparency', 'RGB'],
+)
+def test_a_small_file_of_many_pixels_takes_few_bytes_for_each(
+    depth: int, colour: int, sample: bytes, most: float
+) -> None:
+    # Pillow itself takes 2 or 4 bytes for a pixel as it is decoded, and 4 in RGB. The file has a thousandth of that.
+    side = 3000
+    blob = png((side, side), depth, colour, (b'\0' + sample * side) * side)
+    done = subprocess.run(
+        [sys.executable, '-c', PEAK], input=blob, cwd=ROOT, capture_output=True, timeout=60, check=True
+    )
+    assert float(done.stdout) < most
 
 
 @pytest.mark.parametrize(('width', 'height'), [(50_000, 50_000), (10_001, 10_000), (15_000, 10_000)])

@@ -7,12 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from clipflow import catalogue
 from clipflow.errors import ClipflowError, InvalidParameter, NotFound
+from clipflow.pictures import prepare
 from clipflow.weights import ModelSpec, is_served, load_spec
 
 from . import checkpoints
@@ -268,6 +271,32 @@ def test_a_model_of_the_catalogue_is_read_with_the_catalogue_s_own_numbers(
     assert not is_served('ViT-B-32::openai', spec)
 
 
+def test_the_fingerprint_notices_an_activation_that_config_json_does_not_tell(
+    offline: None, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    name = 'ViT-B-32::laion2b-s34b-b79k'
+    entry = catalogue.find(name)
+    assert entry is not None
+    repository = tmp_path / 'cache' / 'models--laion--CLIP-ViT-B-32-laion2B-s34B-b79K'
+    snapshot = Path(shutil.copytree(checkpoint('clip'), repository / 'snapshots' / ('0' * 40)))
+    (repository / 'refs').mkdir()
+    (repository / 'refs' / 'main').write_text('0' * 40)
+    edit(snapshot / 'preprocessor_config.json', image_mean=entry.mean, image_std=entry.std)
+
+    def says(activation: str) -> tuple[str, str]:
+        config = json.loads((snapshot / 'config.json').read_text())
+        for part in ('text_config', 'vision_config'):
+            config[part]['hidden_act'] = activation
+        (snapshot / 'config.json').write_text(json.dumps(config))
+        return load_spec(name).fingerprint, load_spec(str(snapshot)).fingerprint
+
+    assert entry.activation == 'gelu'
+    by_name, by_directory = says('gelu')
+    assert by_name == by_directory
+    by_name, by_directory = says('quick_gelu')
+    assert by_name != by_directory
+
+
 @pytest.mark.parametrize(
     ('asked', 'served'), [('clip', True), ('clip2', False), ('', False), ('ViT-B/32', False), ('a/b', False)]
 )
@@ -291,6 +320,105 @@ def test_older_and_newer_forms_of_the_preprocessing_are_understood(
     edit(clip / 'preprocessor_config.json', **given)
     picture = load_spec(str(clip)).picture
     assert (picture.height, picture.width, picture.resize_shortest) == expected
+
+
+PROCESSORS = 'preprocessor_config.json'
+
+
+@pytest.mark.parametrize(
+    'given',
+    [
+        {'do_normalize': False},
+        {'rescale_factor': 1 / 127.5},
+        {'do_rescale': False},
+        {'do_rescale': False, 'do_normalize': False},
+        {'do_rescale': False, 'rescale_factor': 7},
+        {'resample': 2},
+        {'size': {'height': 32, 'width': 32}},
+        {'size': {'height': 32, 'width': 32}, 'do_center_crop': False},
+    ],
+    ids=str,
+)
+def test_what_is_followed_gives_the_input_of_the_checkpoint_s_own_processor(clip: Path, given: dict[str, Any]) -> None:
+    from transformers import CLIPImageProcessorPil
+
+    edit(clip / PROCESSORS, **given)
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 256, (9, 7, 3), dtype=np.uint8)).resize((60, 45), 3)
+    spec = load_spec(str(clip)).picture
+    found = (prepare(image, spec) / 255 - np.array(spec.mean)) / np.array(spec.std)
+    own = CLIPImageProcessorPil.from_pretrained(clip)(image)['pixel_values'][0]
+    assert np.allclose(found, np.asarray(own, np.float64).transpose(1, 2, 0), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ('given', 'sentence'),
+    [
+        ({'size': {'height': 40, 'width': 40}}, 'another size before the crop'),
+        ({'do_resize': False}, 'do_resize'),
+        ({'do_pad': True}, 'do_pad'),
+        ({'size': {'longest_edge': 40}}, 'size'),
+        ({'size': '224'}, 'size'),
+        ({'size': {'shortest_edge': 'x'}}, 'shortest_edge'),
+        ({'size': {'shortest_edge': 0}}, 'shortest_edge'),
+        ({'crop_size': [32, 32]}, 'crop_size'),
+        ({'crop_size': {'height': 32}}, 'width'),
+        ({'resample': 99}, 'resample'),
+        ({'resample': 'bicubic'}, 'resample'),
+        ({'rescale_factor': 0}, 'rescale_factor'),
+        ({'rescale_factor': 'x'}, 'rescale_factor'),
+        ({'image_mean': 0.5}, 'image_mean'),
+        ({'image_mean': [0.5]}, 'image_mean'),
+        ({'image_mean': ['a', 'b', 'c']}, 'image_mean'),
+        ({'image_mean': [0.5, 0.5, float('nan')]}, 'image_mean'),
+        ({'image_std': [0, 0, 0]}, 'image_std'),
+    ],
+    ids=str,
+)
+def test_preprocessing_that_is_not_followed_is_refused_with_its_file_and_key(
+    clip: Path, given: dict[str, Any], sentence: str
+) -> None:
+    edit(clip / PROCESSORS, **given)
+    with pytest.raises(InvalidParameter, match=rf'{PROCESSORS}: .*{sentence}'):
+        load_spec(str(clip))
+
+
+def test_null_stands_for_what_is_as_usual_but_a_mean_is_needed(clip: Path) -> None:
+    before = load_spec(str(clip))
+    content = json.loads((clip / PROCESSORS).read_text())
+    # As transformers' fast processors write them.
+    unset = dict.fromkeys(('do_convert_rgb', 'do_pad', 'do_resize', 'do_rescale', 'data_format', 'device', 'resample'))
+    (clip / PROCESSORS).write_text(json.dumps(content | unset))
+    assert load_spec(str(clip)) == before
+    (clip / PROCESSORS).write_text(json.dumps(content | {'image_mean': None}))
+    with pytest.raises(InvalidParameter, match='image_mean'):
+        load_spec(str(clip))
+
+
+@pytest.mark.parametrize(
+    ('changes', 'sentence'),
+    [
+        ({'text_config': [1]}, 'text_config'),
+        ({'vision_config': 'x'}, 'vision_config'),
+        ({'vision_config': {'image_size': [32, 32]}}, 'image_size'),
+        ({'text_config': {'max_position_embeddings': 'many'}}, 'max_position_embeddings'),
+        ({'projection_dim': [1]}, 'projection_dim'),
+    ],
+    ids=str,
+)
+def test_a_configuration_of_other_types_is_refused_in_one_sentence(
+    clip: Path, changes: dict[str, Any], sentence: str
+) -> None:
+    edit(clip / 'config.json', **changes)
+    with pytest.raises(InvalidParameter, match=rf'config\.json.*{sentence}'):
+        load_spec(str(clip))
+
+
+def test_a_processor_file_whose_image_processor_is_no_object_is_refused(clip: Path) -> None:
+    (clip / PROCESSORS).unlink()
+    (clip / 'processor_config.json').write_text(json.dumps({'image_processor': [1]}))
+    with pytest.raises(InvalidParameter, match=r'processor_config\.json.*image_processor'):
+        load_spec(str(clip))
 
 
 def test_without_a_preprocessor_file_the_config_tells_the_size(clip: Path) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from clipflow import wire
 from clipflow.errors import InvalidDocument, InvalidFilter, InvalidParameter, NotFound, Timeout, TooLarge
-from clipflow.tags import drop_private_tags, plain_tags, tags_json
+from clipflow.tags import drop_private_tags, is_suspect, plain_tags, tags_json, unsendable
 from clipflow.wire import (
     ENDPOINTS,
     ClassifyParameters,
@@ -55,6 +55,10 @@ def test_defaults_of_a_search_are_those_of_the_design() -> None:
         (SearchParameters, 'min_score', 1.5),
         (SearchParameters, 'min_score', 'high'),
         (SearchParameters, 'group_by', ''),
+        (SearchParameters, 'nprobe', 0.0),
+        (SearchParameters, 'nprobe', 1_000_001.0),
+        (SearchParameters, 'ef_search', 1_000_001.0),
+        (SearchParameters, 'ef_search', 2.0**62),
         (SearchParameters, 'include', ['pixels']),
         (SearchParameters, 'filter', 'color = red'),
         (SearchParameters, 'templates', [1]),
@@ -143,6 +147,20 @@ def test_drop_image_content_is_honoured() -> None:
 def test_a_bad_filter_fails_the_request_as_such() -> None:
     with pytest.raises(InvalidFilter, match=r'\$near'):
         SearchParameters.parse({'filter': {'a': {'$near': 1}}})
+
+
+@pytest.mark.parametrize(
+    ('given', 'said'),
+    [
+        ({'shown': ['a', 'b', 'a'], 'clicked': ['a']}, "'shown' names each result once; 'a'"),
+        ({'shown': ['a', 'b'], 'clicked': ['b', 'b']}, "'clicked' names each result once; 'b'"),
+        ({'shown': ['a', 'b'], 'disliked': ['b', 'b']}, "'disliked' names each result once; 'b'"),
+        ({'shown': ['a', 'b'], 'clicked': ['b'], 'disliked': ['a', 'b']}, "either 'clicked' or 'disliked'; 'b'"),
+    ],
+)
+def test_feedback_says_one_thing_of_a_result(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(InvalidParameter, match=said):
+        FeedbackParameters.parse(given)
 
 
 def test_a_deadline_that_has_passed_is_a_timeout() -> None:
@@ -296,6 +314,18 @@ def test_tags_become_the_same_json(tags: dict[str, Any]) -> None:
 def test_tags_that_cannot_be_stored_are_refused(value: Any) -> None:
     with pytest.raises(InvalidDocument, match='tags'):
         tags_json(Document(tags={'a': value}))
+
+
+ODD = st.sampled_from(
+    ['\ud800', 'x\udfffy', 1.79e308, -1.75e308, 1e308, 10**308, 10**309, -(10**400), '9' * 400, 'e+308']
+)
+DEEP = st.integers(0, 30).map(lambda depth: json.loads('[' * depth + '{"a":' * 2 + '1' + '}' * 2 + ']' * depth))
+
+
+@given(st.dictionaries(TEXTS | ODD.filter(lambda one: isinstance(one, str)), JSON | ODD | DEEP, max_size=3))
+def test_what_cannot_be_sent_is_suspect_by_its_json(tags: dict[str, Any]) -> None:
+    if unsendable(['id', tags]):
+        assert is_suspect(json.dumps(tags, ensure_ascii=False))
 
 
 def test_tags_of_a_client_that_are_reserved_for_us_are_dropped() -> None:

@@ -4,13 +4,14 @@ import asyncio
 import os
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
-from clipflow import wire
+from clipflow import wire, work
 from clipflow.errors import Overloaded, Timeout
 from clipflow.wire import Parameters
-from clipflow.work import WorkQueue, share_of_cores
+from clipflow.work import WorkQueue, cores, share_of_cores
 
 NO_DEADLINE = Parameters.parse({})
 
@@ -81,8 +82,52 @@ def test_a_request_with_many_items_takes_one_place() -> None:
     assert sorted(done) == list(range(50))
 
 
+@pytest.fixture
+def groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A tree of control groups that limits nothing, on a machine of eight cores."""
+    monkeypatch.setattr(work, '_GROUPS', tmp_path)
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda _: set(range(8)), raising=False)
+    return tmp_path
+
+
+@pytest.mark.usefixtures('groups')
 def test_replicas_share_the_cores_and_a_setting_is_taken_as_it_is() -> None:
-    cores = len(os.sched_getaffinity(0))
-    assert share_of_cores(0, 1) == cores
-    assert share_of_cores(0, 10 * cores) == 1
-    assert share_of_cores(3, 10 * cores) == 3
+    assert cores() == 8
+    assert share_of_cores(0, 1) == 8
+    assert share_of_cores(0, 3) == 2
+    assert share_of_cores(0, 80) == 1
+    assert share_of_cores(3, 80) == 3
+
+
+@pytest.mark.usefixtures('groups')
+def test_a_system_without_affinity_has_the_cores_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, 'sched_getaffinity')  # macOS
+    monkeypatch.setattr(os, 'cpu_count', lambda: 5)
+    assert cores() == 5
+    monkeypatch.setattr(os, 'cpu_count', lambda: None)
+    assert cores() == 1
+
+
+@pytest.mark.parametrize(
+    ('content', 'expected'),
+    [
+        ('max 100000\n', 8),
+        ('200000 100000\n', 2),
+        ('150000 100000\n', 2),
+        ('10000 100000\n', 1),
+        ('1600000 100000\n', 8),
+        ('', 8),
+        ('0 0', 8),
+    ],
+)
+def test_the_quota_of_a_container_counts_rounded_up(groups: Path, content: str, expected: int) -> None:
+    (groups / 'cpu.max').write_text(content)
+    assert cores() == expected
+
+
+@pytest.mark.parametrize(('quota', 'expected'), [('-1\n', 8), ('250000\n', 3), ('5000\n', 1)])
+def test_the_quota_of_the_older_control_groups_counts_too(groups: Path, quota: str, expected: int) -> None:
+    (groups / 'cpu').mkdir()
+    (groups / 'cpu' / 'cpu.cfs_quota_us').write_text(quota)
+    (groups / 'cpu' / 'cpu.cfs_period_us').write_text('100000\n')
+    assert cores() == expected

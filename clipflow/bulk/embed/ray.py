@@ -31,6 +31,7 @@ from clipflow.bulk.embed.worker import Failed, Job
 from clipflow.errors import ClipflowError, Unavailable, from_code
 from clipflow.settings import PreprocessorSettings
 from clipflow.weights import load_spec
+from clipflow.work import cores
 
 _BLOCK = 16 * 2**20
 """Bytes of decoded pictures that travel together; Ray's own 128 MiB would keep the model waiting for the first."""
@@ -234,7 +235,7 @@ def _cluster(address: str | None) -> Iterator[Any]:
         if not address:
             # The name says what it was made for; elsewhere, too, it keeps Ray on 127.0.0.1.
             os.environ |= {'RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER': '0'}
-            options |= {'num_cpus': len(os.sched_getaffinity(0)), 'object_store_memory': _STORE}
+            options |= {'num_cpus': cores(), 'object_store_memory': _STORE}
             options |= {'include_dashboard': False, '_temp_dir': work}
         try:
             ray = import_module('ray')

@@ -85,10 +85,13 @@ class CompiledTower:
             self._executor = self._poptorch.inferenceModel(self._tower, self._options())
         full = [np.repeat(array, self._shape.rows, axis=0) for array in self._example]
         self._executor.compile(*(torch.from_numpy(array) for array in full))
-        self._call(full)
+        if not np.isfinite(self._call(full)).all():
+            raise RuntimeError('the IPU gave numbers that are not finite')
 
     def run(self, inputs: Sequence[np.ndarray]) -> np.ndarray:
         """At most `rows` items to vectors [N, D] float32; rows that are missing are filled and cut away again.
+
+        A row that is not finite is for the caller to see, so that it fails alone.
 
         Raises:
             poptorch.Error: of the kinds that PopTorch has.
@@ -122,8 +125,8 @@ class CompiledTower:
         with torch.no_grad():
             vectors: np.ndarray = self._executor(*(torch.from_numpy(array) for array in full)).numpy()
         # Not an assert: python -O drops those, and another output mode would lose rows without a word.
-        if vectors.shape != (self._shape.rows, self._dimension) or not np.isfinite(vectors).all():
-            raise RuntimeError(f'the IPU gave vectors of shape {vectors.shape} or numbers that are not finite')
+        if vectors.shape != (self._shape.rows, self._dimension):
+            raise RuntimeError(f'the IPU gave vectors of shape {vectors.shape}')
         return vectors
 
     def _options(self) -> Any:
@@ -276,11 +279,13 @@ class Runner(threading.Thread):
         self.ready = False
         try:
             tower.restart()
-            vectors = tower.run(piece)
+        except Exception as again:  # whatever it is, this tower is not there any more
+            raise Fatal(f'the IPU failed again in a new start: {_first_line(again)}') from None
+        self.ready = self._open
+        try:
+            return tower.run(piece)
         except self._poptorch.Error as again:
             raise Fatal(f'the IPU failed again after a new start: {_first_line(again)}') from None
-        self.ready = self._open
-        return vectors
 
     def _shut(self, reason: str) -> None:
         with self._lock:

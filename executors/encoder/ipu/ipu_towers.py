@@ -17,6 +17,7 @@ from torch import nn
 
 # Adding the smallest half to a negative score gives -inf, and a row of those gives NaN; this is far enough from both.
 MASKED = -10_000.0
+_NEARLY = 1e-6
 _OLD_END = 2
 """What old checkpoints name as the end token; they mean the largest id of the text."""
 _DEFAULTS = {
@@ -187,7 +188,7 @@ class Sizes:
 
     def __init__(self, config: dict[str, Any], weights: dict[str, torch.Tensor], activation: str) -> None:
         self.weights = weights
-        if activation not in _ACTIVATIONS:
+        if str(activation) not in _ACTIVATIONS:
             raise BadModel(f'the activation {activation!r} is not one of quick_gelu and gelu, which this worker knows')
         self.activation = _ACTIVATIONS[activation]
         self.eps = float(config.get('layer_norm_eps', 1e-5))
@@ -227,6 +228,10 @@ def load_towers(directory: Path, activation: str = '') -> Towers:
         )
     weights = _weights(directory)
     parts = {name: _part(config, name) for name in _DEFAULTS}
+    end, heads = parts['text_config']['eos_token_id'], [part['num_attention_heads'] for part in parts.values()]
+    for name, value in (('eos_token_id', end), *(('num_attention_heads', count) for count in heads)):
+        if not isinstance(value, int):
+            raise BadModel(f'{name} in {directory / "config.json"} is {value!r}, not a whole number')
     try:
         sizes = {
             name: Sizes(parts[name], _tower(weights, prefix, projection), activation or parts[name]['hidden_act'])
@@ -242,11 +247,11 @@ def load_towers(directory: Path, activation: str = '') -> Towers:
             absent = [name for name in missing if name.startswith(('layers.', 'pre_', 'post_', 'final_'))]
             if absent:
                 raise BadModel(f'the weights in {directory} lack {absent[0]}; fetch them again')
-    except (KeyError, RuntimeError, ValueError) as error:
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise BadModel(f'the weights in {directory} do not fit its config.json ({reason}); fetch both again') from None
     side = image.patch * round((image.positions.shape[0] - 1) ** 0.5)
-    return Towers(_half(image), _half(text), side, int(parts['text_config']['eos_token_id']))
+    return Towers(_half(image), _half(text), side, end)
 
 
 def _half(tower: Any) -> Any:
@@ -270,6 +275,8 @@ def _part(config: dict[str, Any], name: str) -> dict[str, Any]:
     given = [config.get(name), config.get(name + '_dict')]
     merged: dict[str, Any] = {'hidden_act': 'quick_gelu', **_DEFAULTS[name]}
     for values in given:
+        if not isinstance(values or {}, dict):
+            raise BadModel(f'{name} in config.json is {values!r}, not an object')
         merged.update(values or {})
     return merged
 
@@ -300,10 +307,28 @@ def _tower(weights: dict[str, torch.Tensor], prefix: str, projection: str) -> di
 
 
 def _pixels(directory: Path) -> Pixels:
-    given: dict[str, Any] = {}
+    """Of the checkpoint's processor, as clipflow reads it, but for another range of pixels."""
+    given: Any = {}
     if (directory / 'preprocessor_config.json').exists():
         given = _json(directory / 'preprocessor_config.json')
     elif (directory / 'processor_config.json').exists():
-        given = _json(directory / 'processor_config.json').get('image_processor', {})
-    usual = [0.5, 0.5, 0.5]
-    return Pixels(given.get('image_mean', usual), given.get('image_std', usual))
+        given = _json(directory / 'processor_config.json').get('image_processor') or {}
+        if not isinstance(given, dict):
+            raise BadModel(f'image_processor in {directory / "processor_config.json"} is {given!r}, not an object')
+    factor = given.get('rescale_factor')
+    if given.get('do_rescale') is False or (factor is not None and abs(255 * factor - 1) > _NEARLY):
+        raise BadModel(
+            f'the processor of {directory} has its pixels in another range (do_rescale, rescale_factor) than 0 to 1, '
+            'which is all that this worker knows'
+        )
+    if given.get('do_normalize') is False:
+        return Pixels([0.0] * 3, [1.0] * 3)
+    return Pixels(_colours(given, 'image_mean'), _colours(given, 'image_std'))
+
+
+def _colours(given: dict[str, Any], name: str) -> list[float]:
+    found = given.get(name, [0.5, 0.5, 0.5])
+    sound = isinstance(found, list) and len(found) == 3 and all(isinstance(x, (int, float)) for x in found)
+    if not sound or (name == 'image_std' and min(found) <= 0):
+        raise BadModel(f'{name} of the processor is {found!r}, not three numbers (above 0 for image_std)')
+    return list(found)

@@ -94,4 +94,6 @@ def test_feedback_is_kept_with_the_version() -> None:
         ('/status', {}),
         ('/feedback', {'user': 'u', wire.HEAD: 'abc'}),
     ]
+    declined = request('/feedback', rerank=False)
+    assert Stages('abc').ask(declined) == [('/feedback', {'rerank': False})]
     assert Stages('abc').ask(request('/index')) == [('/index', {})]

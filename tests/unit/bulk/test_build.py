@@ -45,6 +45,12 @@ QUERIES = unit(np.random.default_rng(1).normal(size=(5, DIMENSION)))
 ALL = Effort(nprobe=10_000)
 
 
+@pytest.fixture(autouse=True)
+def _any_dimension(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The runtime `fake` has its own dimension, so that none is expected."""
+    monkeypatch.setenv('CLIPFLOW_RUNTIME', 'fake')
+
+
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     names = [f'/photos/{n}.jpg' for n in range(COUNT)]
@@ -305,11 +311,12 @@ def cli(folder: Path, tmp_path: Path) -> Iterator[Any]:
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, '-m', 'clipflow.cli.main', 'build', *arguments],
-            env={'PATH': '', 'HOME': str(tmp_path)},
+            env={'PATH': '', 'HOME': str(tmp_path), 'CLIPFLOW_RUNTIME': 'fake'},
             capture_output=True,
             text=True,
             check=False,
             cwd=ROOT,
+            timeout=120,
         )
 
     return run

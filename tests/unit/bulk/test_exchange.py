@@ -1,6 +1,7 @@
 """Collections go out to the files of others and come back the same; faulty files are named."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,10 +17,13 @@ import pytest
 from clipflow import ROOT
 from clipflow.bulk import exchange, workspace
 from clipflow.bulk.exchange import BLOCK
+from clipflow.cli.main import main
 from clipflow.errors import ClipflowError, InvalidDocument, InvalidParameter, NotFound
+from clipflow.sharding import shard_of
 from clipflow.store import generations
 from clipflow.store.reading import Record
 from clipflow.store.sqlite import Store
+from clipflow.weights import load_spec
 
 COUNT = 2 * BLOCK + 7
 
@@ -56,9 +60,7 @@ def test_what_is_written_comes_back_the_same(store: Store, tmp_path: Path, layou
     for found, n in zip(came_back(tmp_path / 'out'), range(COUNT), strict=True):
         expected = record(n)
         assert (found.id, found.text, json.loads(found.tags)) == (expected.id, expected.text, json.loads(expected.tags))
-        assert found.uri == expected.uri or (
-            layout == 'clip-retrieval' and not expected.uri and found.uri == expected.id
-        )
+        assert found.uri == expected.uri
         assert found.vector is not None
         assert np.abs(found.vector - VECTORS[n]).max() <= max(error, 1e-7)
 
@@ -104,12 +106,25 @@ def test_vectors_without_metadata_get_their_places_as_ids(tmp_path: Path) -> Non
     assert [(found.id, found.tags) for found in came_back(tmp_path)] == [('0', '{}'), ('1', '{}'), ('2', '{}')]
 
 
+def test_ids_are_the_first_field_that_says_anything(tmp_path: Path) -> None:
+    rows = [{'id': 3}, {'id': 0}, {'id': '', 'image_path': 'p.jpg'}, {'id': None}, {'id': False}, {'text': 'x'}]
+    found = came_back(faulty(tmp_path, VECTORS[:6], ''.join(json.dumps(row) + '\n' for row in rows)))
+    assert [item.id for item in found] == ['3', '0', 'p.jpg', '3', 'False', '5']
+    assert found[2].uri == 'p.jpg'
+
+
+def test_tags_that_are_reserved_for_us_are_dropped(tmp_path: Path) -> None:
+    row = {'id': 'a', '__model__': 'x', 'n': 1, 'tags': {'__error__': {}, 'deep': {'__y': 2}}}
+    (found,) = came_back(faulty(tmp_path, VECTORS[:1], json.dumps(row) + '\n'))
+    assert json.loads(found.tags) == {'n': 1, 'deep': {'__y': 2}}
+
+
 def faulty(folder: Path, vectors: Any, lines: str) -> Path:
     if isinstance(vectors, bytes):
         (folder / 'vectors.npy').write_bytes(vectors)
     else:
         np.save(folder / 'vectors.npy', vectors, allow_pickle=True)
-    (folder / 'documents.jsonl').write_text(lines)
+    (folder / 'documents.jsonl').write_bytes(lines.encode('utf-8', 'surrogateescape'))
     return folder
 
 
@@ -127,6 +142,17 @@ def faulty(folder: Path, vectors: Any, lines: str) -> Path:
         (np.array([{'a': 1}], dtype=object), '{}\n', 'cannot be read'),
         (b'not an array', '{}\n', 'cannot be read'),
         (VECTORS[:1], json.dumps({'id': 'x' * 600}) + '\n', 'longer than'),
+        (VECTORS[:1], '{"id": "\\ud800"}\n', 'surrogate'),
+        (VECTORS[:1], '{"id": "a", "text": "\\ud800"}\n', 'surrogate'),
+        (VECTORS[:1], '{"id": "a", "tags": {"t": ["\\udfff"]}}\n', 'surrogate'),
+        (VECTORS[:1], '{"id": "a", "\\udfff": 1}\n', 'surrogate'),
+        (VECTORS[:1], '{"id": "a", "tags": {"t": "a\\u0000b"}}\n', 'NUL'),
+        (VECTORS[:1], '{"id": "a", "t": {"a\\u0000b": 1}}\n', 'NUL'),
+        (VECTORS[:1], '{"id": "a", "t": ' + '9' * 400 + '}\n', 'too large'),
+        (VECTORS[:1], '{"id": "a", "t": ' + '[' * 900 + ']' * 900 + '}\n', 'nested'),
+        (VECTORS[:1], '{"id": "a", "t": ' + '[' * 100_000 + ']' * 100_000 + '}\n', 'not a JSON object'),
+        (VECTORS[:1], '{"id": "a", "t": NaN}\n', 'not finite'),
+        (VECTORS[:1], '{"id": "\udcff"}\n', 'UTF-8'),
     ],
 )
 def test_faulty_files_are_named_in_a_sentence(vectors: Any, lines: str, sentence: str, tmp_path: Path) -> None:
@@ -141,14 +167,180 @@ def test_a_folder_of_something_else_and_one_that_is_not_empty_are_refused(store:
         exchange.write([store], tmp_path, 'plain', lambda count: None)
 
 
+def test_a_dump_into_what_is_no_folder_and_one_of_nothing_are_refused(store: Store, tmp_path: Path) -> None:
+    (tmp_path / 'file').write_text('x')
+    for place in (tmp_path / 'file', tmp_path / 'file' / 'below', Path('/proc/none')):
+        with pytest.raises(InvalidParameter, match='cannot be written'):
+            exchange.write([store], place, 'plain', lambda count: None)
+    store.clear()
+    for layout in ('plain', 'clip-retrieval'):
+        with pytest.raises(NotFound, match='no documents'):
+            exchange.write([store], tmp_path / 'out', layout, lambda count: None)
+
+
+SPEC = load_spec(str(ROOT / 'models' / 'clip-mini'))
+"""Of vectors of 384 dimensions."""
+LONG = unit(np.random.default_rng(1).normal(size=(20, 384)))
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The workspace of commands."""
+    monkeypatch.setenv('CLIPFLOW_WORKSPACE', str(tmp_path / 'home'))
+    monkeypatch.delenv('CLIPFLOW_RUNTIME', raising=False)
+    return tmp_path / 'home'
+
+
+def folder_of(place: Path, vectors: np.ndarray, rows: list[dict[str, Any]]) -> str:
+    place.mkdir()
+    return str(faulty(place, vectors, ''.join(json.dumps(row) + '\n' for row in rows)))
+
+
+def test_loading_tells_how_many_replaced_others(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = folder_of(tmp_path / 'given', LONG[:4], [{'id': n} for n in (3, 0, 1, 0)])
+    assert main(['load', folder]) == 0
+    assert '4 documents' in (said := capsys.readouterr().out)
+    assert '1 of them in the place of others with the same id' in said
+    with workspace.opened(generations.current(home), SPEC, 1) as (store,):
+        assert store.ids() == {'0', '1', '3'}
+
+
+def test_documents_without_ids_do_not_replace_those_of_another_folder(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = [folder_of(tmp_path / f'{n}', LONG[5 * n : 5 * n + 5], [{'text': 'x'}] * 5) for n in range(2)]
+    assert main(['load', folders[0]]) == 0
+    assert main(['load', folders[0]]) == 0  # as after an interruption
+    assert main(['load', folders[1]]) == 1
+    assert 'have no ids' in capsys.readouterr().err
+    with workspace.opened(generations.current(home), SPEC, 1) as (store,):
+        assert store.count() == 5
+        assert (store.by_ids(['2'], vectors=True)['2'].vector == LONG[2]).all()
+
+
+def test_vectors_that_the_model_cannot_have_made_are_not_loaded(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = folder_of(tmp_path / 'given', VECTORS[:2], [{}, {}])
+    assert main(['load', folder]) == 1
+    assert 'have 8 dimensions, those of the model' in capsys.readouterr().err
+    assert main(['load', folder, '--shards', '0']) == 1
+    assert not (home / 'indexer').exists()
+    (Path(folder) / 'manifest.json').write_text('{"fingerprint": "of another"}')
+    np.save(Path(folder) / 'vectors.npy', LONG[:2])
+    assert main(['load', folder]) == 1
+    assert 'made with the model' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('layout', ['plain', 'clip-retrieval'])
+def test_vectors_in_int8_are_so_after_a_dump_too(
+    home: Path, tmp_path: Path, layout: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with workspace.opened(generations.current(home), SPEC, 2) as stores:
+        workspace.put(stores, [Record(f'{n}', '', '', '{}', LONG[n]) for n in range(20)], 'int8')
+    out = str(tmp_path / 'out')
+    assert main(['dump', out, '--layout', layout]) == 0
+    assert main(['load', out]) == 0  # into the collection that it is of
+    monkeypatch.setenv('CLIPFLOW_WORKSPACE', str(tmp_path / 'other'))
+    assert main(['load', out]) == 0
+    with workspace.opened(generations.current(tmp_path / 'other'), SPEC, 1) as (store,):
+        assert (store.count(), store.precision()) == (20, 'int8')
+    with workspace.opened(generations.current(tmp_path / 'floats'), SPEC, 1) as (store,):
+        store.upsert([Record('f', '', '', '{}', LONG[0])])
+    monkeypatch.setenv('CLIPFLOW_WORKSPACE', str(tmp_path / 'floats'))
+    assert main(['load', out]) == 1
+    assert 'CLIPFLOW_MIX_PRECISIONS' in capsys.readouterr().err
+    monkeypatch.setenv('CLIPFLOW_MIX_PRECISIONS', 'true')
+    assert main(['load', out]) == 0
+
+
+def test_shards_of_two_precisions_are_moved(home: Path) -> None:
+    with workspace.opened(generations.current(home), SPEC, 2) as stores:
+        for store, precision in zip(stores, ('float', 'int8'), strict=True):
+            own = [n for n in range(20) if shard_of(f'{n}', 2) == stores.index(store)]
+            store.upsert([Record(f'{n}', '', '', '{}', LONG[n]) for n in own], precision)
+    assert workspace.reshard(home, SPEC, 3, lambda count: None) == (2, 20)
+    with workspace.opened(generations.current(home), SPEC, 3) as stores:
+        assert set().union(*(store.ids() for store in stores)) == {f'{n}' for n in range(20)}
+
+
+def test_feedback_of_shards_that_are_no_more_is_named(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with workspace.opened(generations.current(home), SPEC, 3) as stores:
+        workspace.put(stores, [Record(f'{n}', '', '', '{}', LONG[n]) for n in range(20)])
+    (home / 'feedback').mkdir()
+    for number in (0, 2):
+        (home / 'feedback' / f'{number}.db').touch()
+    assert main(['reshard', '--to', '1']) == 0
+    said = capsys.readouterr()
+    assert '2.db in ' in said.err
+    assert '0.db' not in said.err
+    assert str(generations.current(home)) in said.out
+    assert main(['reshard', '--to', '3']) == 0
+    assert 'feedback' not in capsys.readouterr().err
+
+
+def test_what_a_kill_leaves_of_the_shards_before_goes_with_the_next_start(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with workspace.opened(generations.current(home), SPEC, 1) as stores:
+        workspace.put(stores, [Record('a', '', '', '{}', LONG[0])])
+
+    class Killed(BaseException):
+        pass
+
+    def killed(path: Path, remove: Any = shutil.rmtree, **more: Any) -> None:
+        if path.name.endswith('.gone'):
+            raise Killed
+        remove(path, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, 'rmtree', killed)
+        with pytest.raises(Killed):
+            workspace.reshard(home, SPEC, 2, lambda count: None)
+    assert len([path for path in home.iterdir() if path.is_dir()]) == 2
+    folder = generations.current(home)
+    assert [path for path in home.iterdir() if path.is_dir()] == [folder]
+    assert workspace.shards_in(folder) == 2
+
+
+def test_what_a_quantizer_cannot_learn_or_write_is_said_in_a_sentence(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = str(tmp_path / 'q.faiss')
+    with workspace.opened(generations.current(home), SPEC, 1) as (store,):
+        assert main(['quantizer', file]) == 1
+        assert 'another process' in capsys.readouterr().err
+    assert main(['quantizer', file]) == 1
+    assert 'no documents' in capsys.readouterr().err
+    with workspace.opened(generations.current(home), SPEC, 1) as (store,):
+        store.upsert([Record(f'{n}', '', '', '{}', LONG[n]) for n in range(20)])
+    for kind, sentence in (
+        ('ivf', 'would be flat'),
+        ('auto', 'would be flat'),
+        ('IVF64,SQ8', 'cannot be learnt'),
+        ('x', 'FAISS'),
+    ):
+        assert main(['quantizer', file, '--kind', kind]) == 1
+        assert sentence in capsys.readouterr().err
+    assert main(['quantizer', str(tmp_path / 'none' / 'q.faiss'), '--kind', 'IVF2,SQ8']) == 1
+    assert 'cannot be written' in capsys.readouterr().err
+    with workspace.opened(generations.current(home), SPEC, 1) as (store,):
+        rows = unit(np.random.default_rng(2).normal(size=(1200, 384)))
+        store.upsert([Record(f'{n}', '', '', '{}', rows[n]) for n in range(1200)])
+    assert main(['quantizer', file, '--kind', 'ivf']) == 0
+    assert 'learnt from 1,200 documents' in capsys.readouterr().out
+
+
 def cli(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, '-m', 'clipflow.cli.main', *arguments],
-        env={'CLIPFLOW_WORKSPACE': str(folder), 'PATH': '', 'HOME': str(folder)},
+        # The runtime `fake` knows no dimension of the model.
+        env={'CLIPFLOW_WORKSPACE': str(folder), 'CLIPFLOW_RUNTIME': 'fake', 'PATH': '', 'HOME': str(folder)},
         capture_output=True,
         text=True,
         check=False,
         cwd=ROOT,
+        timeout=120,
     )
 
 
@@ -179,9 +371,7 @@ def test_a_collection_is_loaded_moved_to_other_shards_and_written_out_by_command
 
 
 def test_thumbnails_and_precision_move_along(tmp_path: Path) -> None:
-    from clipflow.weights import load_spec
-
-    spec = load_spec(str(ROOT / 'models' / 'clip-mini'))
+    spec = SPEC
     with workspace.opened(generations.current(tmp_path), spec, 1) as (store,):
         store.upsert([Record('a', '', '', '{}', VECTORS[0], b'webp')], 'int8')
     assert workspace.reshard(tmp_path, spec, 4, lambda count: None) == (1, 1)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from docarray import Document
 from PIL import Image
 
 from clipflow import ROOT
@@ -88,8 +89,6 @@ def test_texts_files_and_thumbnails_are_embedded_again_and_nothing_else_is_chang
         assert 'no content' in work.tally.reasons['nothing']
 
         # The expected vectors: the same contents, given to the encoder by hand.
-        from docarray import Document
-
         docs = [Document(text='a photo'), Document(blob=webp('red')), Document(blob=webp('green'))]
         reading.encode(docs)
     for record, doc in zip(records, docs, strict=False):
@@ -103,6 +102,54 @@ def test_texts_files_and_thumbnails_are_embedded_again_and_nothing_else_is_chang
             record.tags,
             record.thumbnail,
         )
+
+
+def test_of_a_text_and_a_uri_that_is_embedded_which_the_vector_is_of(
+    old: list[Store], new: list[Store], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture = tmp_path / 'red.webp'
+    picture.write_bytes(webp('red'))
+    monkeypatch.setenv('CLIPFLOW_FILE_ROOTS', str(tmp_path))
+    workspace.put(
+        old,
+        [
+            Record('either', 'a caption', picture.as_uri(), '{}', OLD),
+            Record('shown', 'a caption', picture.as_uri(), '{}', OLD, webp('blue')),
+            Record('text', 'a caption', '', '{}', OLD),
+        ],
+    )
+    docs = [Document(text='a caption'), Document(blob=webp('red'))]
+    with LocalEncoder(load_spec(str(ROOT / 'models' / 'clip-mini'))) as reading:
+        reading.encode(docs)
+        for prefer, expected in (('', None), ('text', docs[0]), ('picture', docs[1])):
+            work = Reindexing(readers(old), new, reading, prefer)
+            work.follow(lambda count: None)
+            found = {r.id: r for store in new for r in store.by_ids(sorted(store.ids()), vectors=True).values()}
+            np.testing.assert_allclose(found['shown'].vector, docs[1].embedding, atol=1e-6)
+            np.testing.assert_allclose(found['text'].vector, docs[0].embedding, atol=1e-6)
+            if expected is None:
+                assert work.finish() == ['either']
+                assert '--prefer' in work.tally.reasons['either']
+            else:
+                assert work.finish() == []
+                np.testing.assert_allclose(found['either'].vector, expected.embedding, atol=1e-6)
+
+
+def test_the_command_asks_what_vectors_are_of_before_it_begins(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = str(ROOT / 'models' / 'clip-mini')
+    monkeypatch.setenv('CLIPFLOW_WORKSPACE', str(place))
+    monkeypatch.setenv('CLIPFLOW_FILE_ROOTS', str(tmp_path))
+    picture = tmp_path / 'cat.webp'
+    picture.write_bytes(webp('red'))
+    store = Store(generations.current(place) / '0', 'before', 'the model before')
+    store.upsert([Record('cat', 'a cat', picture.as_uri(), '{}', OLD)])
+    store.close()
+    assert main(['reindex', model]) == 1
+    assert '1 documents have a text and a URI' in capsys.readouterr().err
+    assert [path.name for path in place.iterdir()] == ['indexer']
+    assert main(['reindex', model, '--prefer', 'picture']) == 0
 
 
 def test_what_is_written_and_deleted_meanwhile_is_followed(

@@ -153,10 +153,15 @@ def test_the_command_encodes_the_query_and_lists_or_copies(source: Mapped, tmp_p
     ],
 )
 def test_a_wrong_query_is_refused(
-    arguments: tuple[str, ...], said: str, source: Mapped, capsys: pytest.CaptureFixture[str]
+    arguments: tuple[str, ...],
+    said: str,
+    source: Mapped,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from clipflow.cli.main import main
 
+    monkeypatch.setenv('CLIPFLOW_RUNTIME', 'fake')
     assert main(['filter', str(source.folder), *arguments]) == 1
     assert said in capsys.readouterr().err
 

@@ -179,11 +179,46 @@ def test_relevance_keeps_what_scores_higher_than_a_share_of_the_collection(live:
     assert live.search(AXES[:1], Query(1, percentiles=True))[0][0].percentile == 1.0
 
 
+def test_a_share_of_nought_keeps_all_though_some_score_less_than_the_whole_sample(live: LiveIndex) -> None:
+    rows = np.random.default_rng(1).normal(size=(1300, 4))
+    rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    live.upsert([record(f'{n}', row) for n, row in enumerate(rows)])
+    assert len(live.search(AXES[:1], Query(2000, relevance=0.0))[0]) == 1300
+
+
 def test_the_sample_is_drawn_again_when_the_collection_has_changed(live: LiveIndex) -> None:
     live.upsert([record(f'{n}', AXES[1]) for n in range(50)])
     assert live.search(near(0.5)[None], Query(1, percentiles=True))[0][0].percentile == 0.0
     live.upsert([record(f'low{n}', -AXES[1]) for n in range(50)])
     assert live.search(near(0.5)[None], Query(1, percentiles=True))[0][0].percentile == pytest.approx(0.5)
+
+
+def percentile_of_all(live: LiveIndex, vector: np.ndarray) -> float | None:
+    return live.search(vector[None], Query(1, percentiles=True))[0][0].percentile
+
+
+def test_the_sample_is_drawn_again_when_documents_were_replaced_one_for_one(live: LiveIndex) -> None:
+    live.upsert([record(f'{n}', AXES[1]) for n in range(50)])
+    assert live.background(AXES[:1])[0].tolist() == [0.0] * 50
+    live.upsert([record(f'{n}', AXES[0]) for n in range(5)])
+    assert live.background(AXES[:1])[0].tolist() == [0.0] * 50, 'a tenth is not more than a tenth'
+    live.upsert([record('5', AXES[0])])
+    assert live.background(AXES[:1])[0].tolist() == [0.0] * 44 + [1.0] * 6
+    live.delete([f'{n}' for n in range(5)])
+    live.upsert([record(f'new {n}', AXES[1]) for n in range(5)])
+    assert live.background(AXES[:1])[0].tolist() == [0.0] * 49 + [1.0]
+
+
+def test_after_clearing_scores_are_compared_with_what_came_then(live: LiveIndex) -> None:
+    live.upsert([record(f'{n}', AXES[1]) for n in range(50)])
+    assert percentile_of_all(live, AXES[1]) == 0.0
+    live.clear()
+    live.upsert([record(f'{n}', AXES[0]) for n in range(50)])
+    assert live.background(AXES[:1])[0].tolist() == [1.0] * 50
+    # Also vectors of another length: a sample of the old ones could not be compared at all.
+    live.clear()
+    live.upsert([Record(f'{n}', '', '', '{}', np.array([0, 1], np.float32)) for n in range(50)])
+    assert percentile_of_all(live, np.array([0, 1], np.float32)) == 0.0
 
 
 def test_documents_that_vanish_between_the_filter_and_their_vectors_are_no_fault() -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from clipflow.index.approximate import Approximate
-from clipflow.index.build import Best
+from clipflow.index.tuning import Best
 
 
 def test_the_share_of_lists_that_are_searched_is_the_recall_of_a_search() -> None:
@@ -16,10 +16,10 @@ def test_the_share_of_lists_that_are_searched_is_the_recall_of_a_search() -> Non
     main.train(rows)
     main.fill(rows)
     best = Best(queries)
-    best.look(rows, 0)
-    ranks = main.ranks(queries, best.slots())
+    best.look(np.arange(len(rows)), rows)
+    ranks = main.ranks(queries, best.keys)
     assert main.mapped
     for effort in (1, 4, 16, 64):
         _, found, _ = main.search(queries, 10, effort)
-        recall = np.mean([np.isin(real, some).mean() for real, some in zip(best.slots(), found, strict=True)])
+        recall = np.mean([np.isin(real, some).mean() for real, some in zip(best.keys, found, strict=True)])
         assert (ranks < effort).mean() == pytest.approx(recall)

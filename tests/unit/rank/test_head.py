@@ -64,6 +64,11 @@ def test_another_model_is_refused() -> None:
         head().check('e' * 64)
 
 
+def test_vectors_of_another_length_are_refused() -> None:
+    with pytest.raises(DimensionMismatch, match='8 dimensions, and here they have 9'):
+        head().scores(np.ones((1, 9), np.float32), np.ones((2, 9), np.float32))
+
+
 def metadata(**changes: str) -> dict[str, str]:
     known = {'format': FORMAT, 'version': head().version, 'model': MODEL, 'dimension': str(D), 'blend': '1.0'}
     return known | changes
@@ -75,6 +80,7 @@ def test_what_is_no_head_is_refused_with_its_reason(tmp_path: Path) -> None:
     bad: list[tuple[bytes, type[ClipflowError], str]] = [
         (b'', InvalidParameter, 'damaged'),
         (b'\xff' * 100, InvalidParameter, 'damaged'),
+        ((100_000).to_bytes(8, 'little') + b'[' * 100_000, InvalidParameter, 'damaged'),
         (good[:-20], InvalidParameter, 'damaged'),
         (good[:-1] + bytes([good[-1] ^ 1]), InvalidParameter, 'damaged'),
         (save({'down': down, 'up': up}), InvalidParameter, 'no head'),

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clipflow.errors import Conflict, Forbidden, InvalidParameter, ModelMismatch, NotFound
+from clipflow.errors import Conflict, DimensionMismatch, Forbidden, InvalidParameter, ModelMismatch, NotFound
 from clipflow.rank.head import Head
 from clipflow.rank.live import LiveHead
 
@@ -168,6 +168,7 @@ def test_what_may_not_go_live_is_refused(folder: Path, tmp_path: Path) -> None:
         ('../outside.safetensors', b'', Forbidden),
         (str(tmp_path / 'outside.safetensors'), b'', Forbidden),
         ('none.safetensors', b'', NotFound),
+        ('a\0b', b'', InvalidParameter),
         ('', b'', InvalidParameter),
         ('', b'rubbish', InvalidParameter),
         ('', head(2, 'other').content(), ModelMismatch),
@@ -178,6 +179,21 @@ def test_what_may_not_go_live_is_refused(folder: Path, tmp_path: Path) -> None:
         assert ranker.status()['head'] == head(1).version
     ranker.load('', head(2, passed=False).content(), force=True)
     assert ranker.version == head(2).version
+
+
+def test_once_the_dimension_is_known_a_head_of_another_is_refused(folder: Path) -> None:
+    file = folder / 'mine.safetensors'
+    wide = Head(np.ones((1, 5), np.float32), np.ones((5, 1), np.float32), MODEL, passed=True)
+    head(1).write(file)
+    ranker = Ranker(folder, file)
+    ranker.dimension = 4
+    assert (ranker.version, ranker.warnings) == (head(1).version, '')
+    for force in (False, True):
+        with pytest.raises(DimensionMismatch, match='5 dimensions, and here they have 4'):
+            ranker.load('', wide.content(), force=force)
+    wide.write(file)
+    assert ranker.version == head(1).version
+    assert '5 dimensions' in ranker.warnings
 
 
 def test_another_model_or_a_lost_version_means_the_cosine_and_a_warning(folder: Path) -> None:

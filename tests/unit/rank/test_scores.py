@@ -174,13 +174,13 @@ def test_results_in_the_order_of_a_tag_are_merged_in_it(sort_by: str, expected: 
     assert all(wire.SORT not in found.tags for found in doc.matches)
 
 
-def headed(limit: int, offset: int = 0, **parameters: object) -> list[tuple[str, bool]]:
+def headed(limit: int, offset: int = 0, text: str = 'a text', **parameters: object) -> list[tuple[str, bool]]:
     """Five matches with vectors on a quarter circle; a head turns the query round; ids, and whether it scored them."""
     angles = np.linspace(0.1, 1.4, 5)
     matches = [match(name, float(np.cos(angle))) for name, angle in zip('abcde', angles, strict=True)]
     for one, angle in zip(matches, angles, strict=True):
         one.embedding = np.array([np.cos(angle), np.sin(angle)], dtype=np.float32)
-    doc = Document(embedding=np.array([1, 0], dtype=np.float32), matches=DocumentArray(matches))
+    doc = Document(text=text, embedding=np.array([1, 0], dtype=np.float32), matches=DocumentArray(matches))
     turned = Head(np.array([[1, 0]], dtype=np.float32), np.array([[-1], [1]], dtype=np.float32), 'm')
     given = {'limit': limit, 'offset': offset, wire.CANDIDATES: 3} | parameters
     merge(doc, SearchParameters.parse(given), turned)
@@ -191,6 +191,10 @@ def test_a_head_orders_the_candidates_and_the_rest_follows() -> None:
     order = [('c', True), ('b', True), ('a', True), ('d', False), ('e', False)]
     assert headed(5) == order
     assert [headed(2, start) for start in (0, 2, 4)] == [order[:2], order[2:4], order[4:]]
+
+
+def test_a_head_leaves_queries_without_a_text_alone() -> None:
+    assert headed(5, text='') == [(name, False) for name in 'abcde']
 
 
 def test_results_of_a_head_can_differ_from_each_other_and_go_on_behind_it() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from clipflow import ROOT
 from clipflow.errors import InvalidDocument, InvalidParameter, NotFound
-from clipflow.relevance.captions import CaptionSet, Fault, read_captions, read_labelled, read_pictures
+from clipflow.relevance.captions import CaptionSet, Fault, read_captions, read_labelled, read_pictures, splits_of
 from clipflow.relevance.tables import holds_labels
 
 DATA = Path(os.environ.get('CLIPFLOW_TEST_DATA', ROOT.parent / 'shared' / 'data'))
@@ -109,6 +109,46 @@ def test_rows_that_are_too_short_are_faults_with_their_line(folder: Path) -> Non
     assert [fault.name for fault in found.faults] == ['line 4', 'line 5']
 
 
+@pytest.mark.parametrize(
+    ('rows', 'line'),
+    [
+        ('a.jpg,one\nb.jpg,"tis the season\nc.png,three\n', 3),
+        ('a.jpg,"two\nlines"\nb.jpg,"tis the season\nc.png,"three"\n', 4),
+        ('a.jpg,"tis" the season\nb.jpg,two\n', 2),
+        ('a.jpg,"tis the season\n' + 'x' * 200_000 + '\n', 2),
+    ],
+)
+def test_a_quotation_mark_swallows_no_rows(folder: Path, rows: str, line: int) -> None:
+    for delimiter in ',\t|;':
+        table = folder / ('t.tsv' if delimiter == '\t' else 't.csv')
+        table.write_text(f'image,caption\n{rows}'.replace(',', delimiter), encoding='utf-8')
+        with pytest.raises(InvalidParameter, match=rf'{table.name}, line {line}: .* quotation mark'):
+            read_captions(table)
+
+
+def test_names_of_columns_may_stand_in_quotation_marks(folder: Path) -> None:
+    (folder / 't.csv').write_text('"image";"caption"\n"a.jpg";"one; so ""to"" speak"\n', encoding='utf-8')
+    assert texts(read_captions(folder / 't.csv')) == {'a.jpg': ['one; so "to" speak']}
+
+
+def test_a_row_that_ends_before_its_picture_is_a_fault(folder: Path) -> None:
+    (folder / 't.csv').write_text('caption,image\none,a.jpg\nlonely\n', encoding='utf-8')
+    found = read_captions(folder / 't.csv')
+    assert texts(found) == {'a.jpg': ['one']}
+    assert [fault.name for fault in found.faults] == ['line 3']
+
+
+def test_json_that_is_too_deep_is_no_json(folder: Path) -> None:
+    deep = '[' * 100_000
+    table = write(folder / 't.jsonl', [{'file': 'a.jpg', 'caption': 'one'}, deep])
+    found = read_captions(table)
+    assert texts(found) == {'a.jpg': ['one']}
+    assert [fault.name for fault in found.faults] == ['line 2']
+    (folder / 't.json').write_text(deep, encoding='utf-8')
+    with pytest.raises(InvalidParameter, match='Karpathy'):
+        read_captions(folder / 't.json')
+
+
 def test_karpathy(folder: Path) -> None:
     rows = [
         {'filename': 'a.jpg', 'split': 'test', 'sentences': [{'raw': 'one'}, {'raw': 'two'}]},
@@ -158,6 +198,8 @@ def test_files_that_are_no_table(
 def test_there_has_to_be_a_file_and_pictures(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(NotFound, match='no such file'):
         read_captions(folder / 'none.jsonl')
+    with pytest.raises(InvalidParameter, match='images is a folder; name a table'):
+        read_captions(folder / 'images')
     table = write(folder / 't.jsonl', [{'file': 'a.jpg', 'captions': ['x']}])
     with pytest.raises(NotFound, match='no such folder or zip file'):
         read_captions(table, folder / 'elsewhere')
@@ -223,6 +265,36 @@ def test_folders_of_classes(tmp_path: Path) -> None:
         read_labelled(tmp_path, split='val')
     with pytest.raises(InvalidParameter, match='the one class'):
         read_labelled(tmp_path / 'test', split='tea')
+
+
+def test_the_splits_of_folders_and_tables(folder: Path, tmp_path: Path) -> None:
+    # Classes with the name of a split, or with folders in them, are classes.
+    for name in ('dev/1.jpg', 'val/steam/2.jpg', 'car/old/3.jpg', 'car/new/3.jpg', '4.jpg'):
+        (tmp_path / 'set' / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / 'set' / name).write_bytes(b'')
+    assert splits_of(tmp_path / 'set') == ()
+    for name in ('Train/cat/1.jpg', 'Train/dog/2.jpg', 'test/cat/more/3.jpg', 'test/dog/3.jpg'):
+        (tmp_path / 'set' / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / 'set' / name).write_bytes(b'')
+    assert splits_of(tmp_path / 'set') == ('Train', 'test')
+    (folder / 'labels.csv').write_text('file,label,split\na.jpg,cat,val\nb.jpg,cat,\nc.png,dog,fold 1\n')
+    assert splits_of(folder / 'labels.csv') == ('fold 1', 'val')
+    assert splits_of(write(folder / 't.jsonl', [{'file': 'a.jpg', 'split': 'x', 'caption': 'a'}])) == ('x',)
+    with pytest.raises(NotFound, match='no such file'):
+        splits_of(folder / 'none.csv')
+
+
+def test_a_split_is_told_apart_among_the_classes_of_all(folder: Path, tmp_path: Path) -> None:
+    rows = 'a.jpg,eating,val\nb.jpg,sleeping,train\ngone.jpg,riding,\nc.png,,val\n'
+    (folder / 'labels.csv').write_text(f'file,label,split\n{rows}', encoding='utf-8')
+    found = read_labelled(folder / 'labels.csv', split='val')
+    assert (found.classes, found.labels) == (('eating', 'riding', 'sleeping'), (0,))
+    for name in ('test/cat/1.jpg', 'train/dog/2.jpg', 'train/cat/3.jpg', 'train/4.jpg'):
+        (tmp_path / 'set' / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / 'set' / name).write_bytes(b'')
+    for path, split in ((tmp_path / 'set', 'test'), (tmp_path, 'set/test')):
+        found = read_labelled(path, split=split)
+        assert (found.classes, found.labels) == (('cat', 'dog'), (0,))
 
 
 def test_labels_in_a_table(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """Whole evaluations against a slow one that reads the same vectors, and what stands beside what."""
 
 import json
+import shutil
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -73,6 +74,29 @@ def test_both_directions_are_those_of_a_slow_evaluation(mini: ModelSpec, album: 
     assert found.systems[0]['runtime'] == 'fake'
 
 
+def test_equal_pictures_are_one_with_the_captions_of_all(tmp_path: Path) -> None:
+    names = [f'{number:02}.png' for number in range(24)]
+    paint(tmp_path / 'images', names)
+    twins = [f'again/{name}' for name in names]
+    shutil.copytree(tmp_path / 'images', tmp_path / 'images' / 'again')
+    said = {name: [f'picture {name}', 'some picture'] for name in names}
+    more = {name: [f'twin {name}', 'some picture'] for name in names}
+
+    def measured(captions: dict[str, list[str]]) -> tuple[evaluate.Measured, ...]:
+        rows = [{'file': name, 'captions': texts} for name, texts in captions.items()]
+        (tmp_path / 't.jsonl').write_text('\n'.join(map(json.dumps, rows)), encoding='utf-8')
+        return evaluate.captions([MINI], read_captions(tmp_path / 't.jsonl'), (), 'twins', silent).measured
+
+    one = measured({name: [*said[name], more[name][0]] for name in names})
+    two = measured(said | {twin: more[name] for twin, name in zip(twins, names, strict=True)})
+    for of_one, of_two in zip(one, two, strict=True):
+        assert (of_two.queries, of_two.items) == (of_one.queries, of_one.items)
+        for name, estimate in of_one.estimates[0].items():
+            assert of_two.estimates[0][name].value == pytest.approx(estimate.value)
+    assert one[0].items == 24
+    assert one[0].estimates[0]['MRR'].value > 0.1
+
+
 def test_two_systems_are_measured_on_the_same_queries(album: Path) -> None:
     other = System(MINI.model, templates=('a photo of {}',))
     found = evaluate.captions([MINI, other, MINI], read_captions(album), (), 'album', silent)
@@ -113,14 +137,35 @@ def test_a_head_stands_beside_the_plain_scores(mini: ModelSpec, album: Path, tmp
         systems.append(System(MINI.model, head=tmp_path / name))
     found = evaluate.captions(systems, read_captions(album), (), 'album', silent)
     for measured in found.measured:
-        plain, same, moved = measured.estimates
-        assert {name: one.value for name, one in plain.items()} == {name: one.value for name, one in same.items()}
-        assert plain != moved
+        plain, same, moved = ({name: one.value for name, one in each.items()} for each in measured.estimates)
+        assert plain == same
+        # As in the ranker texts move, and pictures that look for texts do not.
+        assert (plain == moved) == (measured is found.measured[1])
     assert found.systems[2]['head'] == moving.version
+    sound = [number for number in range(80) if number != 78]
+    chosen = read_captions(album)
+    shown = vectors(mini, [Document(blob=chosen.pictures[number].read()) for number in sound])
+    texts = [(sound.index(place), text) for place, text in chosen.captions if place != 78]
+    said = vectors(mini, [Document(text=text) for _, text in texts])
+    scores = moving.scores(said, shown)
+    slow = np.array([slow_rank(row, [place]) for row, (place, _) in zip(scores, texts, strict=True)])
+    assert found.measured[0].estimates[2]['MRR'].value == pytest.approx((1 / slow).mean())
     foreign = Head(nothing.down, nothing.up, 'another')
     foreign.write(tmp_path / 'foreign')
     with pytest.raises(ModelMismatch, match='trained for another model'):
         evaluate.captions([System(MINI.model, head=tmp_path / 'foreign')], read_captions(album), (), 'album', silent)
+
+
+@pytest.mark.parametrize(
+    ('setting', 'own', 'used'),
+    [('["see {}"]', None, 'see {}'), ('[]', None, '{}'), ('["see {}"]', ('a {}',), 'a {}')],
+)
+def test_templates_are_those_of_the_environment(
+    album: Path, monkeypatch: pytest.MonkeyPatch, setting: str, own: tuple[str, ...] | None, used: str
+) -> None:
+    monkeypatch.setenv('CLIPFLOW_TEMPLATES', setting)
+    found = evaluate.captions([System(MINI.model, templates=own)], read_captions(album), (), 'album', silent)
+    assert found.systems[0]['templates'] == used
 
 
 @pytest.fixture

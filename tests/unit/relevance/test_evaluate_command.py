@@ -12,6 +12,8 @@ from clipflow.cli.evaluate import _other
 from clipflow.relevance import embedding
 from clipflow.relevance.systems import System
 
+from .conftest import paint
+
 SHOWN = {
     'a cat': 'chelsea.png',
     'a cup of coffee': 'coffee.png',
@@ -98,13 +100,26 @@ def test_what_it_refuses_in_one_sentence(
     assert len(said.err.strip().splitlines()) == 1
 
 
-def test_distractors_are_for_captions_and_out_is_a_folder(
+def test_what_is_for_captions_and_that_out_is_a_folder(
     album: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert evaluate(tmp_path, '--distractors', tmp_path / 'images') == 1
     assert 'are for captions; these pictures have labels' in capsys.readouterr().err
+    assert evaluate(tmp_path, '--head', 'a.safetensors') == 1
+    assert 'are for captions; these pictures have labels' in capsys.readouterr().err
+    assert evaluate(tmp_path / 'images', '--host', 'localhost:1') == 1
+    assert '--host is for captions; these pictures have labels' in capsys.readouterr().err
     assert evaluate(album, '--out', album) == 1
     assert 'is a file; name a folder' in capsys.readouterr().err
+
+
+def test_folders_of_splits_are_not_measured_as_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number, name in enumerate(('train/cat', 'train/dog', 'test/cat', 'test/dog')):
+        paint(tmp_path / 'set' / name, ['1.png'], number)
+    assert evaluate(tmp_path / 'set') == 1
+    assert 'set has classes in test, train; say which with --split' in capsys.readouterr().err
+    assert evaluate(tmp_path / 'set', '--split', 'test') == 0
+    assert '**zero-shot**: 2 queries, 2 items' in capsys.readouterr().out
 
 
 def test_what_against_changes() -> None:

@@ -34,6 +34,16 @@ def test_right_items_are_ranked_among_each_other_and_the_wrong_ones() -> None:
     assert ranks(SCORES, [[2, 0], [0, 1], [3, -1]]) == [[1, 4], [3, 4], [1, 0]]
 
 
+def test_places_by_their_owner() -> None:
+    assert metrics.grouped(np.array([2, 0, 2, 3, 2, 0]), 5).tolist() == [
+        [1, 5, -1],
+        [-1, -1, -1],
+        [0, 2, 4],
+        [3, -1, -1],
+        [-1, -1, -1],
+    ]
+
+
 def test_lists_of_the_best_give_the_same_ranks_and_the_worst_to_what_is_missing() -> None:
     found = [
         (np.array([0, 3, 1]), np.array([0.9, 0.7, 0.5])),

@@ -1,12 +1,15 @@
 """Which runtime is taken, and what is said about it."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from clipflow.errors import InvalidParameter
 from clipflow.sessions import registry
+from clipflow.sessions.base import Options
 from clipflow.sessions.registry import Machine, candidates, open_session, this_machine
 from clipflow.settings import EncoderSettings
 from clipflow.weights import load_spec
@@ -17,7 +20,7 @@ NONE: frozenset[str] = frozenset()
 
 @pytest.fixture(autouse=True)
 def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ('RUNTIME', 'DEVICE', 'PRECISION', 'CACHE'):
+    for name in ('RUNTIME', 'DEVICE', 'PRECISION', 'CACHE', 'COMPILE'):
         monkeypatch.delenv(f'CLIPFLOW_{name}', raising=False)
 
 
@@ -103,6 +106,64 @@ def test_a_runtime_that_fails_is_passed_over_and_named(checkpoint: Callable[[str
     assert opened.session.description['runtime'] == 'torch'
     assert opened.warnings
     assert opened.warnings[0].startswith('openvino was to be used, but: ')
+
+
+class Broken:
+    """A module of a runtime whose load raises what its library raises."""
+
+    @staticmethod
+    def load(*_: Any) -> None:
+        raise RuntimeError('Check failed at core.cpp:84\nmany more lines')
+
+
+def test_whatever_a_runtime_raises_is_a_sentence_and_the_trace_stands_in_the_log(
+    checkpoint: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    spec, real = load_spec(str(checkpoint('clip'))), registry.import_module
+    monkeypatch.setattr(registry, 'import_module', lambda name: Broken if 'openvino' in name else real(name))
+    monkeypatch.setattr(logging.getLogger('clipflow'), 'propagate', True)
+    with pytest.raises(InvalidParameter, match=r'openvino cannot load .*: Check failed at core.cpp:84$'):
+        registry.load('openvino', spec, Options('cpu', 'float32', 1, False, tmp_path))
+    assert any(record.exc_info for record in caplog.records)
+    machine = Machine(False, True, frozenset({'openvino'}))
+    opened = open_session(spec, EncoderSettings.load(cache=tmp_path), 1, shared=False, machine=machine)
+    assert opened.session.description['runtime'] == 'torch'
+    assert opened.warnings[0].startswith('openvino was to be used, but: ')
+    assert 'fastest' not in opened.why
+
+
+@pytest.mark.parametrize(
+    ('given', 'said'),
+    [
+        ({'runtime': 'fake', 'precision': 'int8'}, ['CLIPFLOW_PRECISION']),
+        ({'runtime': 'fake', 'device': 'cpu', 'compile': True}, ['CLIPFLOW_DEVICE', 'CLIPFLOW_COMPILE']),
+        ({'runtime': 'fake'}, []),
+        ({'runtime': 'torch', 'precision': 'float32', 'device': 'cpu'}, []),
+    ],
+)
+def test_a_setting_without_an_effect_is_named(
+    checkpoint: Callable[[str], Path], tmp_path: Path, given: dict[str, Any], said: list[str]
+) -> None:
+    spec = load_spec(str(checkpoint('clip')))
+    opened = open_session(spec, EncoderSettings.load(cache=tmp_path, **given), 1, shared=False)
+    assert [name for warning in opened.warnings for name in said if name in warning] == said
+    assert len(opened.warnings) == len(said)
+
+
+def test_the_reason_of_a_choice_is_true() -> None:
+    def why(machine: Machine, **given: str) -> str:
+        return candidates(EncoderSettings.load(**given), machine)[0].why
+
+    assert (
+        why(Machine(False, True, ALL)) == 'the CPU computes in bfloat16, and openvino is the fastest that is installed'
+    )
+    assert why(Machine(False, False, ALL)) == 'openvino is the fastest in float32 on this CPU that is installed'
+    for precision in ('int8', 'float16', 'bfloat16'):
+        assert why(Machine(False, False, ALL), precision=precision).startswith(f'CLIPFLOW_PRECISION is {precision}, ')
+    assert why(Machine(True, False, ALL)).startswith('there is a GPU (cuda), ')
 
 
 def test_a_faster_extra_is_named(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from PIL import Image
 from clipflow.errors import InvalidParameter
 from clipflow.pictures import prepare
 from clipflow.sessions import torch as sessions_torch
-from clipflow.sessions.base import Options, OutOfMemory, Tower
+from clipflow.sessions.base import TOWERS, Options, OutOfMemory, Tower, grey
 from clipflow.sessions.torch import TorchSession
 from clipflow.tokens import Tokenizer
 from clipflow.weights import ModelSpec, load_spec
@@ -172,6 +172,25 @@ def test_compiled_towers_give_the_same_vectors_for_sizes_that_were_not_compiled_
             (compiled.encode_texts(tokens.ids, tokens.mask), plain.encode_texts(tokens.ids, tokens.mask)),
         ):
             assert np.abs(found - expected).max() < 1e-5
+    assert torch._dynamo.utils.counters['stats']['unique_graphs'] == before, 'a query waited for the compiler'
+
+
+def test_a_compiled_tower_that_comes_back_is_compiled_before_a_query_asks_for_another_size(
+    checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, 'compile', partial(torch.compile, backend='eager'))
+    spec = load_spec(str(checkpoint('clip')))
+    session = sessions_torch.load(spec, replace(OPTIONS, compiled=True))
+    ids = np.ones((7, 5), np.int32)
+    for tower in TOWERS:
+        session.release(tower)
+    session.encode_texts(ids[:1], ids[:1])
+    session.encode_images(np.repeat(grey(spec), 1, axis=0))
+    before = torch._dynamo.utils.counters['stats']['unique_graphs']
+    for count in (2, 5, 7):
+        session.encode_texts(ids[:count], ids[:count])
+        session.encode_images(np.repeat(grey(spec), count, axis=0))
     assert torch._dynamo.utils.counters['stats']['unique_graphs'] == before, 'a query waited for the compiler'
 
 

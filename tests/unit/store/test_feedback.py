@@ -2,13 +2,16 @@
 
 import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from clipflow.clicks import Feedback
-from clipflow.errors import Conflict
+from clipflow.errors import Conflict, Internal, Unavailable
+from clipflow.store import feedback as module
 from clipflow.store.feedback import STEPS, FeedbackLog, summed
 
 VECTOR = np.array([0.6, 0.8], dtype=np.float32)
@@ -95,3 +98,53 @@ def test_sums_of_several_logs_are_those_of_one(tmp_path: Path) -> None:
     assert whole['first'] <= whole['last']
     for each in logs:
         each.close()
+
+
+def test_what_a_reader_keeps_is_said_and_overwritten_when_it_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, '_PATIENCE_MS', 10)
+    log = FeedbackLog(tmp_path, 0)
+    log.append([entry('alice', 'a very private text'), entry('bob')])
+    files = lambda: b''.join(path.read_bytes() for path in (tmp_path / 'feedback').iterdir())  # noqa: E731
+    with closing(sqlite3.connect(tmp_path / 'feedback' / '0.db')) as reader:
+        reader.execute('BEGIN')
+        reader.execute('SELECT count(*) FROM feedback').fetchone()
+        with pytest.raises(Unavailable, match='1 entries are deleted, but not overwritten'):
+            log.purge('alice', None)
+        assert [one.user for one in log.page(0, 10)] == ['bob']
+        assert b'a very private text' in files()
+    assert log.purge('alice', None) == 1
+    assert b'a very private text' not in files()
+    assert log.purge('alice', None) == 0
+    log.close()
+
+
+def test_statistics_of_a_long_log_stand_in_the_way_of_no_purge(
+    tmp_path: Path, log: FeedbackLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, '_ROWS_PER_READ', 2)
+    monkeypatch.setattr(module, '_PATIENCE_MS', 10)
+    log.append([entry('u') for _ in range(5)])
+    reading, writing = FeedbackLog(tmp_path, 0), FeedbackLog(tmp_path, 0)
+    rows = reading._shown()
+    assert [next(rows) for _ in range(3)] == [(['a', 'b'], [0.5, 0.25], ['a'], '')] * 3
+    assert writing.purge('u', None) == 5
+    assert len(list(rows)) == 1  # of the page that was read already
+    assert log.stats()['counts'] == {'places': [], 'pairs': []}
+    for opened in (reading, writing):
+        opened.close()
+
+
+def test_places_are_compared_only_where_no_head_was_live(log: FeedbackLog) -> None:
+    near = Feedback('x', VECTOR, 'm', ('a', 'b'), ('b',), (), (0.5, 0.499))
+    log.append([replace(near, head='h'), near, replace(near, head='h')])
+    counts = log.stats()['counts']
+    assert counts == {'places': [[0, 3, 0], [1, 3, 3]], 'pairs': [[0, 1, 0, 1]]}
+
+
+def test_a_damaged_log_is_called_by_its_name(tmp_path: Path) -> None:
+    (tmp_path / 'feedback').mkdir()
+    (tmp_path / 'feedback' / '1.db').write_bytes(b'x' * 5000)
+    with pytest.raises(Internal, match=r'feedback/1\.db'):
+        FeedbackLog(tmp_path, 1)

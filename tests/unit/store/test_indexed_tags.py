@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from clipflow.errors import InvalidFilter
-from clipflow.filters import compile_filter
+from clipflow.filters import compile_filter, index_expression
 from clipflow.store.reading import Record
 from clipflow.store.sqlite import Store
 
@@ -71,11 +71,13 @@ def test_the_index_is_used(store: Store, query: dict[str, Any]) -> None:
 
 
 def test_indexes_follow_what_is_declared(tmp_path: Path) -> None:
-    for tags in (('a', 'b'), ('b',), (), ('c',)):
+    for tags in (('a', 'b'), ('b',), (), ('c',), ('price', 'Price'), ('Price',)):
         store = opened(tmp_path, tags)
-        rows = store._read("SELECT name FROM sqlite_master WHERE type = 'index' AND name LIKE 'tag%'")
+        rows = store._read("SELECT sql FROM sqlite_master WHERE type = 'index' AND name LIKE 'tag%'")
         store.close()
-        assert {row[0] for row in rows} == {f'tag_{name}' for name in tags}
+        assert sorted(row[0].partition(' ON ')[2] for row in rows) == sorted(
+            f'documents ({index_expression(name)})' for name in tags
+        )
 
 
 def test_a_name_that_no_tag_can_have_is_refused(tmp_path: Path) -> None:

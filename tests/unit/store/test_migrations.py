@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clipflow.errors import Conflict
+from clipflow.errors import Conflict, Internal
 from clipflow.index.live import LiveIndex, Query
 from clipflow.store import migrations
 from clipflow.store.migrations import STEPS, migrate
-from clipflow.store.reading import Record
+from clipflow.store.reading import Documents, Record
 from clipflow.store.sqlite import Store
 
 
@@ -67,6 +67,27 @@ def test_a_newer_database_is_refused_untouched(db: sqlite3.Connection) -> None:
     assert (version(db), tables(db)) == (999, set())
 
 
+@pytest.mark.parametrize(('number', 'said'), [(999, 'newer'), (1, 'older')])
+def test_who_only_reads_refuses_another_schema(number: int, said: str, tmp_path: Path) -> None:
+    Store(tmp_path, 'abc', 'm').close()
+    db = sqlite3.connect(tmp_path / 'documents.db', isolation_level=None)
+    db.execute(f'PRAGMA user_version = {number}')
+    db.close()
+    documents = Documents(tmp_path)
+    for _ in range(2):
+        with pytest.raises(Conflict, match=said):
+            documents.model()
+    documents.close()
+
+
+def test_who_only_reads_says_what_is_no_database(tmp_path: Path) -> None:
+    (tmp_path / 'documents.db').write_bytes(b'no database ' * 1000)
+    documents = Documents(tmp_path)
+    with pytest.raises(Internal, match='not a database'):
+        documents.model()
+    documents.close()
+
+
 def test_documents_of_the_first_schema_are_found_and_numbered_on(tmp_path: Path) -> None:
     vector = np.array([0.6, 0.8], dtype=np.float32)
     old = sqlite3.connect(tmp_path / 'documents.db', isolation_level=None)
@@ -89,3 +110,40 @@ def test_documents_of_the_first_schema_are_found_and_numbered_on(tmp_path: Path)
     assert again.status()['start'].startswith('3 documents from a snapshot, 2 later changes')
     assert [hit.record.id for hit in again.search(vector[None], Query(5))[0]] == ['d1', 'd2', 'd4']
     again.close()
+
+
+def test_changes_of_tags_are_followed_from_the_second_schema_on_and_are_no_changes_of_vectors(tmp_path: Path) -> None:
+    vector = np.array([0.6, 0.8], dtype=np.float32)
+    old = sqlite3.connect(tmp_path / 'documents.db', isolation_level=None)
+    for step in STEPS[:2]:
+        step(old)
+    old.execute('PRAGMA user_version = 2')
+    old.executemany('INSERT INTO meta VALUES (?, ?)', [('fingerprint', 'abc'), ('model', 'm')])
+    # By that schema a change of tags had moved the second one.
+    rows = [(f'd{n}', number, '', '', '{}', vector.tobytes()) for n, number in enumerate([1, 9, 3])]
+    old.executemany('INSERT INTO documents (id, sequence, text, uri, tags, vector) VALUES (?, ?, ?, ?, ?, ?)', rows)
+    old.execute("UPDATE meta SET value = '9' WHERE name = 'sequence'")
+    old.close()
+
+    def followed(after: int) -> tuple[list[str], int]:
+        records, sequence = store.changed_since(after)
+        return [record.id for record in records], sequence
+
+    def vectors_since(after: int) -> list[int]:
+        return [int(key) for keys, _ in store.vectors_since(after) for key in keys]
+
+    store = Store(tmp_path, 'abc', 'm')
+    assert followed(0) == (['d0', 'd2', 'd1'], 9)
+    assert followed(3) == (['d1'], 9)
+    store.merge_tags([('d0', '{"a": 1}'), ('unknown', '{"a": 1}')])  # 10, 11
+    assert followed(0) == (['d2', 'd1', 'd0'], 10)
+    assert followed(9) == (['d0'], 10)
+    assert vectors_since(9) == []
+    store.upsert([Record('d2', '', '', '{}', vector)])  # 12
+    store.merge_tags([('d2', '{"b": 1}'), ('d0', '{"a": 2}')])  # 13, 14
+    store.upsert([Record('d0', '', '', '{}', vector)])  # 15
+    assert followed(10) == (['d2', 'd0'], 15)
+    assert followed(13) == (['d0'], 15)
+    assert vectors_since(10) == [3, 1]
+    assert followed(15) == ([], 15)
+    store.close()

@@ -6,6 +6,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +18,18 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from clipflow import ROOT
-from clipflow.errors import ClipflowError, Conflict, DimensionMismatch, Internal, ModelMismatch, ReadOnly, StorageFull
+from clipflow.errors import (
+    ClipflowError,
+    Conflict,
+    DimensionMismatch,
+    Internal,
+    InvalidFilter,
+    ModelMismatch,
+    ReadOnly,
+    StorageFull,
+)
 from clipflow.filters import compile_filter
+from clipflow.store import connection
 from clipflow.store.connection import ROLLBACK, WAL
 from clipflow.store.reading import Record
 from clipflow.store.sqlite import Store
@@ -105,13 +116,16 @@ def test_what_was_loaded_is_as_after_upserts_and_a_batch_that_fails_leaves_what_
     store.close()
 
 
-def test_a_sample_has_the_keys_that_a_step_divides(store: Store) -> None:
-    store.upsert([record(f'{n}', n) for n in range(1, 12)])
-    store.delete(['6'])
-    blocks = list(store.vectors(3))
-    assert [key for keys, _ in blocks for key in keys] == [3, 9]
-    assert np.array_equal(np.concatenate([rows for _, rows in blocks]), np.stack([vector(3), vector(9)]))
-    assert list(store.vectors(100)) == []
+def test_a_sample_is_of_vectors_that_are_there_and_of_all_kinds_though_they_came_in_turns(store: Store) -> None:
+    store.upsert([record(f'{n}', n) for n in range(400)])
+    store.delete([f'{n}' for n in range(0, 400, 2)])
+    held = {vector(n).tobytes() for n in range(1, 400, 2)}
+    some = store.sample(40)
+    assert len(some) == 40
+    assert len({row.tobytes() for row in some} & held) == 40
+    assert len(store.sample(1000)) == 200
+    store.clear()
+    assert len(store.sample(10)) == 0
 
 
 def test_thumbnails_and_vectors_are_read_only_when_asked_for(store: Store) -> None:
@@ -245,13 +259,40 @@ def test_more_ids_and_rows_than_one_statement_takes(store: Store) -> None:
     assert len(store.matching_keys(EVERYTHING)) == 9_000
 
 
-def test_a_pattern_finds_texts_and_one_without_end_costs_little(store: Store) -> None:
-    store.upsert(
-        [record('a', tags={'t': 'a red cat'}), record('b', tags={'t': 'a' * 40 + '!'}), record('c', tags={'t': 5})]
-    )
+ENDLESS = '^(a|aa)+$|!$'
+"""The first half takes for ever on `'a' * 36 + '!'`, which the second half would find."""
+
+
+def test_a_pattern_finds_texts_and_nothing_else(store: Store) -> None:
+    store.upsert([record('a', tags={'t': 'a red cat'}), record('b', tags={'t': 'a' * 40}), record('c', tags={'t': 5})])
     assert ids(store, {'t': {'$regex': r'\bred\b'}}) == ['a']
-    assert ids(store, {'t': {'$regex': '^(a|a)*$'}}) == []
     assert ids(store, {'t': {'$regex': '5'}}) == []
+
+
+def test_a_pattern_without_end_is_an_error_and_deletes_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, 'REGEX_SECONDS', 0.1)
+    store.upsert([record('a', tags={'t': 'a' * 36 + '!'}), record('b', tags={'t': 'x'})])
+    unless = compile_filter({'$not': {'t': {'$regex': ENDLESS}}})
+    for ask in (store.matching_keys, lambda matching: store.delete(matching=matching)):
+        with pytest.raises(InvalidFilter, match='too long') as caught:
+            ask(unless)
+        assert 'clipflow_regex' not in caught.value.message
+    assert ids(store) == ['a', 'b']
+    # The next statement has all its time again.
+    assert ids(store, {'t': {'$regex': 'x'}}) == ['b']
+
+
+def test_all_documents_of_a_statement_share_the_time_of_a_pattern(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, 'REGEX_SECONDS', 0.2)
+    # Some ten milliseconds each.
+    store.upsert([record(f'{n}', tags={'t': 'a' * 22 + '!'}) for n in range(100)])
+    started = time.thread_time()
+    with pytest.raises(InvalidFilter, match='too long'):
+        store.matching_keys(compile_filter({'t': {'$regex': '^(a|aa)+$'}}))
+    assert time.thread_time() - started < 1
+    assert len(store.matching_keys(compile_filter({'t': {'$regex': 'a!$'}}))) == 100
 
 
 def test_every_thread_reads_what_another_has_written(store: Store) -> None:

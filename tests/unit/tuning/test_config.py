@@ -35,6 +35,8 @@ def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
         ({'templates': 'a photo'}, "one place '{}'"),
         ({'splits': 'train'}, 'two or three splits'),
         ({'splits': 'train,train'}, 'what is learned from cannot be chosen or reported on'),
+        ({'seed': 2**32}, 'seed=4294967296 is not valid: input should be less than 4294967296'),
+        ({'strategy': 'head'}, 'a head is trained by `clipflow head train`'),
         ({'alphas': [2.0]}, 'from 0 (the start weights) to 1'),
         ({'labelled': 'b'}, 'name one of captions, labelled and feedback to learn from; 2 are given'),
         ({'captions': None, 'feedback': 'log.jsonl'}, 'name their folder with images'),
@@ -83,7 +85,8 @@ def test_too_few_pairs_and_blocks_are_found_before_the_work(tiny: Path, shapes: 
 
 def test_a_folder_is_of_one_run_but_the_machine_may_change(tmp_path: Path) -> None:
     config = TuneConfig(captions=Path('a.jsonl'), out=tmp_path / 'run')
-    folder.begin(config)
+    with folder.claimed(config):
+        pass
     folder.check(config.model_copy(update={'part': 1, 'device': 'cpu', 'cache_mb': 1}))
     with pytest.raises(Conflict, match='another epochs and loss'):
         folder.check(config.model_copy(update={'epochs': 9, 'loss': 'siglip'}))

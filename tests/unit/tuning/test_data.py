@@ -1,6 +1,7 @@
 """Pairs from captions, classes and clicks."""
 
 import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,13 @@ import pytest
 from clipflow.clicks import Feedback
 from clipflow.errors import InvalidParameter, NotFound
 from clipflow.pictures import decode, prepare
-from clipflow.relevance.album import digest
+from clipflow.relevance.album import Picture, digest
 from clipflow.tuning.config import TuneConfig
 from clipflow.tuning.data import Data, read, read_old_task
 from clipflow.tuning.lessons import Lessons, Loader
+from clipflow.tuning.measuring import Exam
 from clipflow.tuning.parallel import Group
+from clipflow.tuning.run import check
 from clipflow.tuning.tasks import Retrieval, ZeroShot, halves
 from clipflow.tuning.views import Views
 from clipflow.weights import load_spec
@@ -39,6 +42,121 @@ def test_nobody_learns_from_a_test_part_unawares(shapes: Path) -> None:
         read(TuneConfig(captions=shapes))
     data = read(TuneConfig(captions=shapes, splits=('none',)))
     assert len(data.examples) + len(data.validation.pictures) == 144
+
+
+@pytest.mark.parametrize('form', ['jsonl', 'captions.csv', 'labels.csv', 'folder'])
+def test_splits_are_seen_whatever_their_names(shapes: Path, tmp_path: Path, form: str) -> None:
+    names = [f'train-{colour}-{shape}-0.png' for colour in ('red', 'lime') for shape in ('disc', 'box')]
+    splits = ('training', 'training', 'testing', 'testing')
+    if form == 'jsonl':
+        rows = [{'file': name, 'caption': name, 'split': split} for name, split in zip(names, splits, strict=True)]
+        table = lines(tmp_path / 'table.jsonl', rows)
+    elif form == 'folder':
+        table = tmp_path / 'classes'
+        for name, split in zip(names, splits, strict=True):
+            target = table / split / name.split('-')[2]
+            target.mkdir(parents=True)
+            (target / name).write_bytes((shapes.parent / 'images' / name).read_bytes())
+    else:
+        table = tmp_path / form
+        what = 'caption' if form == 'captions.csv' else 'label'
+        rows = [f'{name},{name.split("-")[2]},{split}' for name, split in zip(names, splits, strict=True)]
+        table.write_text('\n'.join([f'file,{what},split', *rows]), encoding='utf-8')
+    given = {'captions' if 'captions' in form or form == 'jsonl' else 'labelled': table}
+    images = None if form == 'folder' else shapes.parent / 'images'
+    with pytest.raises(InvalidParameter, match=r'names splits \(testing, training\)'):
+        read(TuneConfig(**given, images=images, validation_share=0.5))  # type: ignore[arg-type]
+    data = read(TuneConfig(**given, images=images, validation_share=0.5, splits=('none',)))  # type: ignore[arg-type]
+    assert len(data.examples) + len(data.validation.pictures) == 4
+
+
+@pytest.fixture
+def copied(shapes: Path, tmp_path: Path) -> Path:
+    """The captions, with pictures that a test may change."""
+    (tmp_path / 'images').mkdir()
+    for picture in (shapes.parent / 'images').iterdir():
+        (tmp_path / 'images' / picture.name).write_bytes(picture.read_bytes())
+    return lines(tmp_path / 'captions.jsonl', shapes.read_text(encoding='utf-8').split('\n'))
+
+
+def test_what_is_measured_on_is_not_learned_whatever_the_splits_say(copied: Path) -> None:
+    images = copied.parent / 'images'
+    # In all three splits: it stays in the one that is reported on. Another is in the first two.
+    for name in ('train-red-box-2.png', 'val-blue-bar-0.png'):
+        (images / name).write_bytes((images / 'test-red-disc-0.png').read_bytes())
+    (images / 'train-red-box-3.png').write_bytes((images / 'val-red-disc-0.png').read_bytes())
+    data = read(TuneConfig(captions=copied, splits=('train', 'val', 'test')))
+    assert data.test is not None
+    assert (len(data.examples), len(data.validation.pictures), len(data.test.pictures)) == (94, 23, 24)
+    learned = {digest(data.pictures[example.picture].read()) for example in data.examples}
+    held = [digest(picture.read()) for task in (data.validation, data.test) for picture in task.pictures]
+    assert not learned & set(held)
+    assert len(held) == len(set(held))
+    assert sorted(fault.name for fault in data.faults) == [
+        'train-red-box-2.png',
+        'train-red-box-3.png',
+        'val-blue-bar-0.png',
+    ]
+
+
+@pytest.mark.parametrize('splits', [('train', 'val'), ('none',)])
+def test_a_picture_that_is_damaged_inside_its_zip_file_is_left_out(
+    copied: Path, splits: tuple[str, ...], tmp_path: Path
+) -> None:
+    images = sorted((copied.parent / 'images').iterdir())
+    archive = tmp_path / 'pictures.zip'
+    with zipfile.ZipFile(archive, 'w') as target:
+        for picture in images:
+            target.write(picture, picture.name)
+        start = target.getinfo('train-red-disc-0.png').header_offset
+    content = bytearray(archive.read_bytes())
+    content[start + 30 + len('train-red-disc-0.png') + 40] ^= 255
+    archive.write_bytes(content)
+    data = read(TuneConfig(captions=copied, images=archive, splits=splits, validation_share=0.2))
+    assert len(data.examples) + len(data.validation.pictures) == {1: 143, 2: 119}[len(splits)]
+    (fault,) = data.faults
+    assert fault.name == 'train-red-disc-0.png'
+    assert 'CRC' in fault.reason
+
+
+def test_the_digest_is_of_what_the_pictures_hold_and_of_what_chooses(copied: Path) -> None:
+    def now() -> str:
+        return read(TuneConfig(captions=copied, splits=('train', 'val', 'test'))).digest
+
+    images, seen = copied.parent / 'images', [now()]
+    assert now() == seen[0]
+    for name in ('train-red-disc-0.png', 'val-red-disc-0.png'):
+        (images / name).write_bytes((images / name).read_bytes() + b' ')
+        seen.append(now())
+    copied.write_text(copied.read_text(encoding='utf-8').replace('a blue bar', 'the blue bar'), encoding='utf-8')
+    assert len({*seen, now()}) == 4
+
+
+def test_a_part_to_choose_on_of_one_picture_is_refused(shapes: Path, tiny: Path, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in shapes.read_text(encoding='utf-8').split('\n')]
+    kept = [row for row in rows if row['split'] == 'train' or row['file'].endswith('-red-disc-0.png')]
+    config = TuneConfig(
+        model=str(tiny),
+        captions=lines(tmp_path / 'captions.jsonl', kept),
+        images=shapes.parent / 'images',
+        splits=('train', 'val', 'test'),
+        out=tmp_path / 'run',
+    )
+    with pytest.raises(InvalidParameter) as error:
+        check(config)
+    assert 'the validation data need at least two pictures' in error.value.message
+    assert 'the test data need at least two pictures' in error.value.message
+
+
+def test_an_exam_whose_texts_have_no_picture_left_is_one_sentence(shapes: Path, tiny: Path, tmp_path: Path) -> None:
+    good = read(TuneConfig(captions=shapes, splits=('train', 'val'))).validation.pictures[:3]
+    (tmp_path / 'bad.png').write_bytes(b'no')
+    bad = Picture('bad.png', tmp_path / 'bad.png')
+    task = Retrieval((*good, bad), ((3, 'a query'),))
+    views = Views(task.pictures, load_spec(str(tiny)).picture, False, 1 << 30)
+    with pytest.raises(InvalidParameter, match=r'validation.*bad\.png'):
+        Exam('validation', task, views, lambda _: None)
+    views.close()
 
 
 def test_without_splits_a_part_is_held_out_and_equal_pictures_stay_together(shapes: Path, tmp_path: Path) -> None:
@@ -69,11 +187,12 @@ def test_classes_become_sentences(classes: Path) -> None:
 
 def feedback(shapes: Path, tmp_path: Path) -> Data:
     names = [f'train-red-{shape}-{number}' for shape in ('disc', 'box', 'bar') for number in range(4)]
-    rows: list[Any] = ['no json', {'text': '', 'shown': names, 'clicked': names[:1]}, {'text': 'x', 'shown': names}]
     vector, shown = np.ones(3, np.float32), tuple(names[:6])
+    by_picture = Feedback('', vector, 'model', shown, shown[:1], ()).line()
+    rows: list[Any] = ['no json', by_picture, {'text': 'x', 'shown': names}]
     for number in range(30):
         rows.append(Feedback(f'query {number}', vector, 'model', shown, (names[0],), ()).line())
-    rows += 2 * [{'text': 'query 1', 'shown': [names[1], 'gone'], 'clicked': [names[1]], 'disliked': []}]
+    rows += 2 * [Feedback('query 1', vector, 'model', (names[1], 'gone'), (names[1],), ()).line()]
     path = lines(tmp_path / 'feedback.jsonl', rows)
     return read(TuneConfig(feedback=path, images=shapes.parent / 'images', validation_share=0.3))
 
@@ -91,7 +210,7 @@ def test_clicks_make_pairs_and_what_was_shown_beside_them_is_rejected(shapes: Pa
         *(f'train-red-disc-{number}.png' for number in (1, 2, 3)),
         *(f'train-red-box-{number}.png' for number in (0, 1)),
     }
-    assert [fault.name for fault in data.faults] == ['line 1', 'line 2', 'line 3', 'gone']
+    assert sorted(fault.name for fault in data.faults) == ['gone', 'line 1', 'line 2', 'line 3']
 
 
 @pytest.mark.parametrize('loss', ['clip', 'ranking'])
@@ -123,6 +242,16 @@ def test_the_old_task_and_its_halves(classes: Path, shapes: Path) -> None:
     assert isinstance(read_old_task(TuneConfig(captions=shapes, old_task=shapes, old_split='val')), Retrieval)
     with pytest.raises(NotFound):
         read_old_task(TuneConfig(captions=shapes, old_task=shapes, old_split='nope'))
+
+
+def test_an_old_task_may_be_a_table_of_captions_or_of_labels(shapes: Path, tmp_path: Path) -> None:
+    names = [f'train-{colour}-{shape}-0.png' for colour in ('red', 'lime') for shape in ('disc', 'box')]
+    for what, kind in (('caption', Retrieval), ('label', ZeroShot)):
+        table = tmp_path / f'{what}.csv'
+        rows = [f'{name},{name.split("-")[2]}' for name in names]
+        table.write_text('\n'.join([f'file,{what}', *rows]), encoding='utf-8')
+        config = TuneConfig(captions=shapes, old_task=table, old_images=shapes.parent / 'images')
+        assert isinstance(read_old_task(config), kind)
 
 
 def test_measures_of_tasks(shapes: Path, classes: Path) -> None:

@@ -129,7 +129,7 @@ def test_a_finished_run_is_not_trained_again_and_another_is_refused(
 
 @pytest.mark.parametrize(
     'death',
-    [('trainer', 'learn', 4), ('state', 'os.fsync', 5)],
+    [('trainer', 'learn', 4), ('state', 'sync', 5)],
     ids=['in a step of the second epoch', 'while a checkpoint is written'],
 )
 def test_a_killed_run_goes_on_as_if_nothing_had_been(

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from clipflow.cli.main import main
 from clipflow.errors import InvalidParameter
 from clipflow.sessions.towers import load_towers
-from clipflow.tuning import mini_data
+from clipflow.tuning import claim, mini_data
 from clipflow.tuning.mini import Training
 from clipflow.tuning.mini_config import MiniConfig
 from clipflow.tuning.mini_features import Features, before
@@ -144,20 +146,130 @@ def test_another_configuration_does_not_go_on_in_the_same_folder(
     data: Path, write: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / 'out'
-    out.mkdir()
-    (out / 'config.json').write_text('{}', encoding='utf-8')
+    with claim.claimed(out, MiniConfig.load(write(), data)):
+        pass
+    assert train(write(mix=0.5), data, out) == 1
+    assert 'another mix' in capsys.readouterr().err
+    (out / 'config.yaml').write_text('{', encoding='utf-8')
     assert train(write(), data, out) == 1
-    assert 'another configuration' in capsys.readouterr().err
+    assert f'{out / "config.yaml"} is not YAML' in capsys.readouterr().err
+
+
+@pytest.fixture
+def short(data: Path, tmp_path: Path, write: Callable[..., Path]) -> Callable[..., Path]:
+    """Writes a configuration of four steps on few pictures of its own, which a test may change."""
+    rows = [json.loads(line) for line in (data / 'shapes' / 'captions.jsonl').read_text(encoding='utf-8').split('\n')]
+    few = [row for row in rows if 'red' in row['file']]
+    (tmp_path / 'own' / 'images').mkdir(parents=True)
+    for row in few:
+        picture = data / 'shapes' / 'images' / row['file']
+        (tmp_path / 'own' / 'images' / row['file']).write_bytes(picture.read_bytes())
+    table = tmp_path / 'own' / 'captions.jsonl'
+    table.write_text('\n'.join(map(json.dumps, few)), encoding='utf-8')
+    captions = {'table': str(table), 'train': 'train', 'validation': 'val'}
+    optimiser = asked()['optimiser'] | {'steps': 4, 'batch': 8}
+
+    def put(**more: Any) -> Path:
+        return write(**{'captions': [captions], 'labelled': [], 'optimiser': optimiser} | more)
+
+    return put
+
+
+@pytest.mark.parametrize('what', ['captions', 'pictures', 'the classifier'])
+def test_other_data_do_not_go_on_as_if_they_were_the_same(
+    data: Path, short: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], what: str
+) -> None:
+    out, own = tmp_path / 'out', tmp_path / 'own'
+    classes = tmp_path / 'classifier'
+    shutil.copytree(data / 'classifier', classes)
+    file = short(class_names=asked()['class_names'] | {'model': str(classes)})
+    assert train(file, data, out) == 0
+    capsys.readouterr()
+    if what == 'captions':
+        table = own / 'captions.jsonl'
+        table.write_text(table.read_text(encoding='utf-8').replace('a red', 'the red'), encoding='utf-8')
+    elif what == 'pictures':
+        (own / 'images' / 'train-red-disc-0.png').write_bytes((own / 'images' / 'train-red-box-0.png').read_bytes())
+    else:
+        save_file(
+            {'classifier.weight': -torch.eye(3, WIDTH), 'classifier.bias': torch.zeros(3)},
+            classes / 'model.safetensors',
+        )
+    assert train(file, data, out) == 1
+    assert 'the data have changed' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('packed', [False, True])
+def test_kept_features_are_of_what_the_pictures_hold(
+    data: Path, short: Callable[..., Path], tmp_path: Path, packed: bool
+) -> None:
+    images = tmp_path / 'own' / 'images'
+    table = {'table': str(tmp_path / 'own' / 'captions.jsonl'), 'train': 'train', 'validation': 'val'}
+
+    def computed(number: int) -> torch.Tensor:
+        where = images
+        if packed:
+            # Another file each time: an open one is not expected to change.
+            where = tmp_path / f'{number}.zip'
+            with zipfile.ZipFile(where, 'w') as archive:
+                for picture in sorted(images.iterdir()):
+                    archive.write(picture, picture.name)
+        config = MiniConfig.load(short(captions=[table | {'images': str(where)}]), data)
+        read = mini_data.read(config)
+        features = Features(load_spec(str(config.start)), tmp_path / 'features', torch.float32)
+        return features.pictures(read.pictures, read.stamps, False, lambda _: None)
+
+    before = computed(0)
+    kept = sorted((tmp_path / 'features').iterdir())
+    assert torch.equal(computed(1), before)
+    assert sorted((tmp_path / 'features').iterdir()) == kept
+    (images / 'train-red-disc-0.png').write_bytes((images / 'train-red-box-0.png').read_bytes())
+    assert not torch.equal(computed(2), before)
+
+
+def test_a_folder_is_taken_when_all_is_well_and_a_mended_file_goes_on_there(
+    data: Path, short: Callable[..., Path], tmp_path: Path
+) -> None:
+    (tmp_path / 'nothing').mkdir()
+    assert (
+        train(short(class_names=asked()['class_names'] | {'model': str(tmp_path / 'nothing')}), data, tmp_path / 'out')
+        == 1
+    )
+    assert not (tmp_path / 'out').exists()
+    assert train(short(), data, tmp_path / 'out') == 0
+
+
+@pytest.mark.parametrize('wrong', ['start', 'classifier', 'folder'])
+def test_the_check_looks_at_the_start_the_classifier_and_the_folder(
+    data: Path, short: Callable[..., Path], checkpoint: Any, capsys: Any, wrong: str
+) -> None:
+    tmp_path = short().parent
+    (tmp_path / 'out').mkdir()
+    more: dict[str, Any] = {}
+    if wrong == 'start':
+        more, said = {'start': str(checkpoint('siglip'))}, 'two linear projections'
+    elif wrong == 'classifier':
+        more = {'class_names': asked()['class_names'] | {'model': str(checkpoint('clip'))}}
+        said = 'is no classifier with names'
+    else:
+        (tmp_path / 'out' / 'letter.txt').write_text('dear reader', encoding='utf-8')
+        said = 'is no run folder'
+    assert main(['train-mini', str(short(**more)), '--data', str(data), '--out', str(tmp_path / 'out'), '--check']) == 1
+    assert said in capsys.readouterr().err
 
 
 def test_all_faults_are_told_at_once(data: Path, write: Callable[..., Path]) -> None:
-    optimiser = asked()['optimiser'] | {'dropout': 1.5}
-    file = write(optimiser=optimiser, epochs=3, captions=[{'table': 'a.jsonl', 'split': 'x'}], precision='int4')
+    optimiser = asked()['optimiser'] | {'dropout': 1.5, 'seed': 2**32}
+    captions = [{'table': 'a.jsonl', 'split': 'x'}, {'table': 'a.csv', 'paraphrases': True}]
+    names = asked()['class_names'] | {'templates': []}
+    file = write(optimiser=optimiser, epochs=3, captions=captions, class_names=names, precision='int4')
     with pytest.raises(InvalidParameter) as error:
         MiniConfig.load(file, data)
     said = error.value.message
-    for part in ('optimiser.dropout=1.5', "'epochs'", "'captions.0.split'", "precision='int4'"):
+    for part in ('optimiser.dropout=1.5', "'epochs'", "'captions.0.split'", "precision='int4'", 'optimiser.seed='):
         assert part in said
+    assert 'class_names.templates=[] is not valid: at least one template' in said
+    assert 'paraphrases are read from a .jsonl' in said
 
 
 def test_paths_that_are_not_there_are_told_at_once(data: Path, write: Callable[..., Path]) -> None:
@@ -196,13 +308,15 @@ def test_no_picture_is_both_learned_from_and_chosen_on(data: Path, write: Callab
 def test_captions_of_absent_pictures_are_paraphrases(data: Path, write: Callable[..., Path], tmp_path: Path) -> None:
     lines = (data / 'shapes' / 'captions.jsonl').read_text(encoding='utf-8').splitlines()
     absent = {'file': 'gone.png', 'split': 'train', 'image': False, 'captions': ['a', 'b', 'c', 'd']}
-    others = [absent | {'split': 'val'}, absent | {'captions': ['a', 'b']}]
+    others = [absent | {'split': 'val'}, absent | {'captions': ['a', 'b']}, absent | {'captions': 'abc'}, ['a']]
+    others.append(absent | {'captions': ['a', 'b', 3]})
     table = tmp_path / 'captions.jsonl'
-    table.write_text('\n'.join([*lines, *map(json.dumps, (absent, *others))]), encoding='utf-8')
+    table.write_text('\n'.join([*lines, '{not json', *map(json.dumps, (absent, *others))]), encoding='utf-8')
     asked_of = {'table': str(table), 'images': str(data / 'shapes' / 'images'), 'train': 'train', 'validation': 'val'}
     config = MiniConfig.load(write(captions=[asked_of | {'paraphrases': True}]), data)
     found = mini_data.read(config)
     assert [[found.texts[place] for place in row] for row in found.paraphrases] == [['a', 'b', 'c']]
+    assert [fault.name for fault in found.faults] == ['line 145', 'line 150', 'line 149', 'line 151']
     assert train(write(captions=[asked_of | {'paraphrases': True}]), data, tmp_path / 'out') == 0
 
 
@@ -231,8 +345,8 @@ def test_features_are_what_the_projection_gets(data: Path, write: Callable[..., 
     ids, mask = (torch.from_numpy(array).long() for array in (tokens.ids, tokens.mask))
     alone = before(features.textual, lambda: features.model.text(ids, mask))
     assert torch.allclose(found[7], alone[0], atol=2e-3)
-    plain, squeezed = (features.pictures(read.pictures, view, lambda _: None) for view in (False, True))
+    plain, squeezed = (features.pictures(read.pictures, read.stamps, view, lambda _: None) for view in (False, True))
     assert plain.shape == squeezed.shape == (len(read.pictures), WIDTH)
     assert not torch.equal(plain, squeezed)
     # From disk they are the same.
-    assert torch.equal(squeezed, features.pictures(read.pictures, True, lambda _: None))
+    assert torch.equal(squeezed, features.pictures(read.pictures, read.stamps, True, lambda _: None))

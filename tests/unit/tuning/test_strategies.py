@@ -1,5 +1,7 @@
 """Each strategy changes what it says, and nothing else."""
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -117,3 +119,17 @@ def test_a_strategy_that_does_not_fit_the_model_is_refused(tiny: Path) -> None:
     assert blocks_of(model.image)[1] == 2
     with pytest.raises(InvalidParameter, match='has 2 blocks, so layers=3'):
         check(model, options(strategy='last-n-layers', layers=3))
+
+
+@pytest.mark.parametrize(
+    'given', [{'do_normalize': False}, {'rescale_factor': 1 / 127.5}, {'do_rescale': False}], ids=str
+)
+def test_a_saved_model_prepares_pictures_as_its_start_did(
+    checkpoint: Build, tmp_path: Path, given: dict[str, Any]
+) -> None:
+    start = Path(shutil.copytree(checkpoint('clip'), tmp_path / 'start'))
+    file = start / 'preprocessor_config.json'
+    file.write_text(json.dumps(json.loads(file.read_text()) | given))
+    spec = load_spec(str(start))
+    save(spec, TwoTowers(spec).weights(), tmp_path / 'model', torch.float32)
+    assert load_spec(str(tmp_path / 'model')).picture == spec.picture

@@ -12,3 +12,14 @@ def test_pictures_without_a_text_are_looked_through_but_do_not_count_as_found() 
     right = task.measure(vectors, vectors[[0, 1]])
     assert (crossed['text R@1'], crossed['image R@1']) == (0.0, 0.0)
     assert (right['text R@1'], right['image R@1']) == (1.0, 1.0)
+
+
+def test_a_text_that_belongs_to_two_pictures_is_one_question() -> None:
+    task = Retrieval(tuple('abcd'), ((0, 'cat'), (1, 'cat'), (2, 'dog'), (3, 'dog')))  # type: ignore[arg-type]
+    images = np.array([[1, 0.1], [1, -0.1], [0.1, 1], [-0.1, 1]], np.float32)
+    images /= np.linalg.norm(images, axis=1, keepdims=True)
+    assert task.texts == ('cat', 'dog')
+    assert set(task.measure(images, np.eye(2, dtype=np.float32)).values()) == {1.0}
+    # Both ask for the other's pictures, which are the first two of four.
+    crossed = task.measure(images, np.eye(2, dtype=np.float32)[::-1].copy())
+    assert (crossed['image R@1'], crossed['text R@1'], crossed['image R@5']) == (0.0, 0.0, 1.0)

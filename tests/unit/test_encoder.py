@@ -1,0 +1,139 @@
+"""The room `encoder`: what it counts as working, and how large a call it makes of a request."""
+
+import asyncio
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from docarray import Document, DocumentArray
+from numpy.typing import NDArray
+
+from clipflow import ROOT, wire
+from clipflow.batching import Embedder
+from clipflow.cache import TextCache
+from clipflow.gathering import Gathering
+from clipflow.sessions.fake import FakeSession
+from clipflow.settings import EncoderSettings
+from clipflow.weights import ModelSpec
+from clipflow.wire import EncodeParameters
+from clipflow.work import WorkQueue
+
+
+class Session(FakeSession):
+    """Breaks as it is told to, and remembers how many items each call had."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.broken: set[str] = set()
+        self.calls: list[int] = []
+
+    def _ask(self, tower: str, count: int) -> None:
+        self.calls.append(count)
+        if tower in self.broken:
+            raise RuntimeError(f'the {tower} tower is broken')
+
+    def encode_images(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        self._ask('image', len(pixels))
+        return super().encode_images(pixels)
+
+    def encode_texts(self, ids: NDArray[np.int32], mask: NDArray[np.int32]) -> NDArray[np.float32]:
+        self._ask('text', len(ids))
+        return super().encode_texts(ids, mask)
+
+
+@pytest.fixture
+def session() -> Session:
+    return Session()
+
+
+@pytest.fixture
+def encoder(mini: ModelSpec, session: Session, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The room without Jina around it, with four items in a call."""
+    monkeypatch.syspath_prepend(Path(ROOT) / 'executors' / 'encoder')
+    from clip_encoder import ClipEncoder
+
+    room = ClipEncoder.__new__(ClipEncoder)
+    room.settings, room.spec, room.log = EncoderSettings.load(batch_size=4), mini, logging.getLogger('clipflow.test')
+    room.work = WorkQueue('encoder', 1, 100)
+    room._embedder = Embedder(mini, session, 4, TextCache(100))
+    room._gathering = Gathering(room.work, room._embedder.embed_together, 4)
+    return room
+
+
+def picture(spec: ModelSpec) -> Document:
+    shape = (spec.picture.height, spec.picture.width, 3)
+    return Document(tensor=np.full(shape, 9, np.uint8), tags={wire.MODEL: spec.fingerprint})
+
+
+def embed(encoder: Any, *docs: Document, templates: tuple[str, ...] = ()) -> None:
+    asyncio.run(encoder._embed(list(docs), EncodeParameters.parse({}), templates))
+
+
+def classify(encoder: Any, *docs: Document, **parameters: Any) -> None:
+    asyncio.run(encoder.classify(docs=DocumentArray(docs), parameters=parameters))
+
+
+def works(encoder: Any) -> bool:
+    return bool(asyncio.run(encoder.works()))
+
+
+@pytest.mark.parametrize('tower', ['image', 'text'])
+def test_it_does_not_count_as_working_until_the_tower_that_failed_answers(
+    encoder: Any, session: Session, tower: str
+) -> None:
+    assert works(encoder)
+    assert session.calls == [], 'the model is asked only after a failure'
+    embed(encoder, Document(text='known'))
+    session.broken = {tower}
+    with pytest.raises(RuntimeError, match=tower):
+        embed(encoder, picture(encoder.spec) if tower == 'image' else Document(text='new'))
+    assert not works(encoder)
+    # Neither of these asks the model.
+    embed(encoder, Document(text='known'))
+    embed(encoder, Document(tensor=np.zeros((3, 3, 3), np.uint8)))
+    assert not works(encoder)
+    session.broken = set()
+    assert works(encoder)
+    asked = len(session.calls)
+    assert works(encoder)
+    assert len(session.calls) == asked
+
+
+def test_a_classification_that_fails_counts_too(encoder: Any, session: Session) -> None:
+    session.broken = {'text'}
+    with pytest.raises(Exception, match='the encoder failed'):
+        classify(encoder, picture(encoder.spec), labels=['cat', 'dog'])
+    assert not works(encoder)
+
+
+def test_a_classification_takes_its_turn_after_each_minibatch(encoder: Any, session: Session) -> None:
+    docs = [picture(encoder.spec) for _ in range(10)]
+    labels, forms = ['cat', 'dog', 'ship'], ['{}', 'a {}']
+    classify(encoder, *docs, labels=labels, templates=forms)
+    assert all(list(doc.tags['probabilities']) == labels and doc.embedding is None for doc in docs)
+    assert session.calls == [4, 4, 2, 4, 2]
+    assert (encoder._gathering.calls, encoder._gathering.items) == (5, 16)
+
+
+def test_a_request_is_cut_by_texts_and_not_by_documents(encoder: Any, session: Session) -> None:
+    mix = Document(chunks=[Document(text=f'part {number}') for number in range(3)])
+    embed(encoder, mix, Document(text='a'), Document(text='b'), templates=('{}', 'the {}'))
+    # Six, which no cut can make less, then twice two.
+    assert (encoder._gathering.calls, encoder._gathering.items) == (2, 10)
+    assert session.calls == [4, 2, 4]
+
+
+def test_a_query_has_a_bounded_number_of_parts(encoder: Any, session: Session) -> None:
+    def mix(parts: int) -> Document:
+        return Document(chunks=[Document(text=f'part {number}') for number in range(parts)])
+
+    most, more = mix(32), mix(33)
+    embed(encoder, most, more)
+    assert most.embedding is not None
+    error = wire.error_of(more)
+    assert error is not None
+    assert (error.code, '33 parts' in error.message, '32' in error.message) == ('too-large', True, True)
+    assert more.embedding is None
+    assert sum(session.calls) == 32
