@@ -32,7 +32,7 @@ def units(rows: np.ndarray) -> np.ndarray:
 
 
 ROWS = units(np.random.default_rng(0).normal(size=(COUNT, D)))
-QUERY = Document(embedding=units(np.ones(D)))
+QUERY = Document(text='a wish', embedding=units(np.ones(D)))
 
 
 @pytest.fixture(scope='module')
@@ -181,19 +181,26 @@ class People:
         return [n for k, n in enumerate(shown) if self.rng.random() < (0.9 if n in right else 0.03) / (k + 1)]
 
 
+def wish(number: int, query: np.ndarray) -> Document:
+    """As if somebody had written it."""
+    return Document(text=f'wish {number}', embedding=query)
+
+
 def searched(client: Client, queries: np.ndarray) -> list[Any]:
-    blocks = [queries[start : start + 50] for start in range(0, len(queries), 50)]
-    return [found for block in blocks for found in client.search_many(list(block), limit=SHOWN)]
+    wishes = [wish(number, query) for number, query in enumerate(queries)]
+    blocks = [wishes[start : start + 50] for start in range(0, len(wishes), 50)]
+    return [found for block in blocks for found in client.search_many(block, limit=SHOWN)]
 
 
 def test_clicks_become_a_head_that_puts_first_what_people_want(
     plain: Client, sharded: Service, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     people = People()
-    queries = units(people.rng.normal(size=(1200, D)))
+    queries = units(people.rng.normal(size=(3000, D)))
     answers = searched(plain, queries)
     clicks = [people.clicks(query, ids(found)) for query, found in zip(queries, answers, strict=True)]
-    given = [one for one in zip(queries, answers, clicks, strict=True) if one[2]]
+    wishes = [wish(number, query) for number, query in enumerate(queries)]
+    given = [one for one in zip(wishes, answers, clicks, strict=True) if one[2]]
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(lambda one: plain.feedback(one[0], one[1], one[2], user='u1'), given))
     at = ['--host', sharded.grpc]
@@ -204,11 +211,11 @@ def test_clicks_become_a_head_that_puts_first_what_people_want(
     assert len(entries[0].scores) == SHOWN
     assert main(['feedback', 'stats', *at]) == 0
     assert f'{len(given)} entries of 1 users' in capsys.readouterr().out
-    assert main(['head', 'train', '--feedback', str(log), '--out', str(file), '--rank', '8', *at]) == 0
+    assert main(['head', 'train', '--feedback', str(log), '--out', str(file), '--rank', '2', *at]) == 0
     assert 'passed its check' in capsys.readouterr().out
     # The same from the files of the stopped or running service.
     again = tmp_path / 'again.safetensors'
-    common = ['head', 'train', '--feedback', str(log), '--rank', '8', '--out', str(again)]
+    common = ['head', 'train', '--feedback', str(log), '--rank', '2', '--out', str(again)]
     assert main([*common, '--workspace', str(sharded.workspace)]) == 0
     assert Head.read(again).version == Head.read(file).version
 
@@ -283,9 +290,10 @@ def test_over_http(fake: Service, http: httpx.Client) -> None:
     head.write(fake.workspace / 'ranker' / 'mine.safetensors')
     state = http.post('/v1/ranker', json={'do': 'load', 'path': 'mine.safetensors'}).json()
     assert state['head'] == http.get('/v1/ranker').json()['head'] == head.version
-    found = http.post('/v1/search', json={'id': 'd1', 'limit': 3}).json()['matches']
+    found = http.post('/v1/search', json={'text': 'a wish', 'limit': 3}).json()['matches']
     assert [match['head'] for match in found] == sorted((match['head'] for match in found), reverse=True)
-    assert 'head' not in http.post('/v1/search', json={'id': 'd1', 'rerank': False}).json()['matches'][0]
+    for other in ({'text': 'a wish', 'rerank': False}, {'embedding': ROWS[1].tolist()}):
+        assert 'head' not in http.post('/v1/search', json=other).json()['matches'][0]
     for wrong, status in (
         ({'do': 'load', 'path': '../x'}, 403),
         ({'do': 'load', 'path': 'none'}, 404),

@@ -107,6 +107,7 @@ def test_a_runtime_that_is_asked_for_and_not_installed_is_a_fault(
     monkeypatch.setenv('CLIPFLOW_RUNTIME', runtime)
     for name in ('onnxruntime', 'openvino', 'tritonclient', 'tritonclient.grpc'):
         monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.delitem(sys.modules, f'clipflow.sessions.{runtime}', raising=False)  # imported before, perhaps
     assert main(['doctor']) == 1
     extra = {'kserve': 'triton'}.get(runtime, runtime)
     said = capsys.readouterr().out
