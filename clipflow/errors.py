@@ -190,3 +190,8 @@ def from_description(description: str) -> ClipflowError:
     if match and match['code'] in BY_CODE:
         return from_code(match['code'], match['message'])
     return Internal(description or 'the service failed without saying why')
+
+
+def first_line(error: BaseException) -> str:
+    """Of what a library says; the rest is for the log."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

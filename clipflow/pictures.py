@@ -160,8 +160,7 @@ def _eight_bits(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
 
         return upper_byte
 
-    tops = (float(_finite(strip).max(initial=0.0)) for strip, _ in _strips(image))
-    top = max(tops)
+    top = max(float(_finite(strip).max(initial=0.0)) for strip, _ in _strips(image))
     full = 1.0 if image.mode.startswith('F') and top <= 1.0 else 255.0 if top <= 255.0 else max(top, 65535.0)
     return lambda strip: Image.fromarray(np.clip(_finite(strip) * (255.0 / full), 0, 255).astype(np.uint8))
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clipflow.errors import InvalidParameter
+from clipflow.errors import InvalidParameter, first_line
 from clipflow.weights import ModelSpec
 
 
@@ -33,7 +33,7 @@ class Tokenizer:
         try:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(str(spec.directory), trust_remote_code=False)
         except Exception as error:  # transformers raises whatever its file readers raise
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             raise InvalidParameter(f'the tokenizer of {spec.directory} cannot be loaded: {reason}') from None
         self._context = spec.context
         self._fixed = spec.padding == 'fixed'

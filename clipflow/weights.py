@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from clipflow import catalogue, templates
 from clipflow.checkpoint import blamed, part, read_json, whole
-from clipflow.errors import InvalidParameter, NotFound
+from clipflow.errors import InvalidParameter, NotFound, first_line
 from clipflow.preprocessing import PictureSpec, picture_spec
 
 FAMILIES = ('clip', 'siglip', 'siglip2', 'chinese_clip', 'altclip', 'vision-text-dual-encoder')
@@ -156,7 +156,7 @@ def _locate(model: str, repository: str) -> Path:
     except HFValidationError:
         raise NotFound(f'{model!r} is neither a directory, nor a name of the catalogue, nor a hub name') from None
     except Exception as error:  # The hub client raises dozens of kinds, network libraries' own among them.
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        reason = first_line(error)[:200]
         raise NotFound(
             f'the model {model!r} could not be had: tried the directory {path}, the local cache and the hub repository '
             f'{repository!r} ({reason}). Fetch it where there is a network with "hf download {repository}" and set '
@@ -173,10 +173,8 @@ def _templates(path: Path) -> tuple[str, ...]:
         raise InvalidParameter(f'{path} cannot be read: {error}') from None
     if not isinstance(found, list):
         raise InvalidParameter(f'{path} is not a JSON list of texts with one place {templates.PLACE}')
-    try:
+    with blamed(path):
         return templates.checked(found)
-    except ValueError as error:
-        raise InvalidParameter(f'{path}: {error}') from None
 
 
 def _weight_files(directory: Path) -> list[Path]:

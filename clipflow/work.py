@@ -3,7 +3,6 @@
 import asyncio
 import math
 import os
-import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -23,12 +22,12 @@ def cores() -> int:
     """Those that this process may use: by its affinity, where the system has one, and by the quota of its group."""
     affinity = getattr(os, 'sched_getaffinity', None)  # Linux has it, macOS has not
     there = len(affinity(0)) if affinity else os.cpu_count() or 1
-    return max(1, min(there, *_quotas()))
+    return max(1, min([there, *_quotas()]))
 
 
 def _quotas() -> list[int]:
-    """Cores that control groups (version 2, then 1) leave to this container, rounded up; at least one number."""
-    found = [sys.maxsize]
+    """Cores that control groups (version 2, then 1) leave to this container, rounded up."""
+    found: list[int] = []
     for names in (('cpu.max',), ('cpu/cpu.cfs_quota_us', 'cpu/cpu.cfs_period_us')):
         try:
             quota, period = map(int, ' '.join((_GROUPS / name).read_text() for name in names).split())

@@ -340,7 +340,7 @@ class Approximate:
         if self.lists:
             options = faiss.SearchParametersIVF(nprobe=min(effort, self.lists), **given)
         elif self._graph:
-            options = faiss.SearchParametersHNSW(efSearch=min(max(effort, count), len(self)), **given)
+            options = faiss.SearchParametersHNSW(efSearch=max(effort, count), **given)
         else:
             options = faiss.SearchParameters(**given)
         return faiss.SearchParametersPreTransform(index_params=options) if self._transformed else options

@@ -9,7 +9,7 @@ from typing import Generic, Literal, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from clipflow.errors import Unavailable
+from clipflow.errors import Unavailable, first_line
 from clipflow.weights import ModelSpec
 
 _log = logging.getLogger('clipflow.sessions')
@@ -116,11 +116,6 @@ class Towers(Generic[T]):
     def close(self) -> None:
         """Forget all."""
         self._loaded.clear()
-
-
-def first_line(error: BaseException) -> str:
-    """Of what a library says; the rest is for the log."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def grey(spec: ModelSpec) -> NDArray[np.uint8]:

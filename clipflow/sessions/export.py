@@ -23,8 +23,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from clipflow.errors import InvalidParameter, StorageFull, Unavailable
-from clipflow.sessions.base import IMAGE, TEXT, TOWERS, Tower, first_line
+from clipflow.errors import InvalidParameter, StorageFull, Unavailable, first_line
+from clipflow.sessions.base import IMAGE, TEXT, TOWERS, Tower
 from clipflow.weights import ModelSpec
 
 _log = logging.getLogger('clipflow.export')

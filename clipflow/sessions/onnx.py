@@ -114,8 +114,9 @@ class OnnxSession:
         return self._run(TEXT, inputs)
 
     def _run(self, tower: Tower, inputs: dict[str, NDArray[Any]]) -> NDArray[np.float32]:
+        session = self._towers[tower]  # not within: that it cannot be loaded says nothing of the batch
         try:
-            vectors: NDArray[np.float32] = self._towers[tower].run(None, inputs)[0]
+            vectors: NDArray[np.float32] = session.run(None, inputs)[0]
             return vectors
         except Exception as error:  # ONNX Runtime has no class for it
             if 'allocate memory' not in str(error):

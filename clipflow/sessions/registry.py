@@ -10,8 +10,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
-from clipflow.errors import ClipflowError, InvalidParameter
-from clipflow.sessions.base import Options, Session, first_line
+from clipflow.errors import ClipflowError, InvalidParameter, first_line
+from clipflow.sessions.base import Options, Session
 from clipflow.settings import EncoderSettings
 from clipflow.weights import ModelSpec
 

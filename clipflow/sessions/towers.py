@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch.nn.functional import normalize
 
-from clipflow.errors import InvalidParameter
+from clipflow.errors import InvalidParameter, first_line
 from clipflow.preprocessing import PictureSpec
 from clipflow.weights import CLIP_SERVER, ModelSpec
 
@@ -113,7 +113,7 @@ def load_towers(spec: ModelSpec) -> tuple[ImageTower, TextTower]:
             str(spec.directory), config=config, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
         )
     except Exception as error:  # transformers raises whatever its file readers raise
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise InvalidParameter(f'the model in {spec.directory} cannot be loaded: {reason}') from None
     for part in model.modules():
         pooling = getattr(part, 'pooler', None)

@@ -91,7 +91,7 @@ class ClipEncoder(Room):
         classes = [Document(text=label) for label in parameters.labels]
         await self._embed(chosen, parameters)
         await self._embed(classes, parameters, parameters.templates)
-        classify(chosen, classes, self.spec.scale)
+        await self.work.run(parameters, classify, chosen, classes, self.spec.scale)
         for doc in chosen:
             wire.strip(doc)
 

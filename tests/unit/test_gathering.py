@@ -73,17 +73,22 @@ def test_a_job_that_is_larger_than_a_batch_runs_alone() -> None:
     asyncio.run(scene())
 
 
+async def three_together(group: Gathering[str], call: Recorder) -> list[BaseException | None]:
+    """What becomes of three jobs that have come while another ran, of which one is bad."""
+    first = asyncio.create_task(group.run(NO_DEADLINE, 'a', 1))
+    await started(call)
+    tasks = [asyncio.create_task(group.run(NO_DEADLINE, name, 1)) for name in ('good', 'bad', 'other')]
+    await asyncio.sleep(0)
+    call.gate.set()
+    await first
+    return list(await asyncio.gather(*tasks, return_exceptions=True))
+
+
 def test_a_job_that_raises_fails_alone() -> None:
     async def scene() -> None:
         call = Recorder()
         group = gathering(call)
-        first = asyncio.create_task(group.run(NO_DEADLINE, 'a', 1))
-        await started(call)
-        tasks = [asyncio.create_task(group.run(NO_DEADLINE, name, 1)) for name in ('good', 'bad', 'other')]
-        await asyncio.sleep(0)
-        call.gate.set()
-        await first
-        found = await asyncio.gather(*tasks, return_exceptions=True)
+        found = await three_together(group, call)
         assert [type(one) for one in found] == [type(None), ValueError, type(None)]
         await group.run(NO_DEADLINE, 'again', 1)
 
@@ -141,13 +146,7 @@ def test_what_a_server_refuses_is_looked_for_and_a_server_that_is_away_is_not_as
     async def scene() -> None:
         call = Recorder(error=error)
         group = gathering(call)
-        first = asyncio.create_task(group.run(NO_DEADLINE, 'a', 1))
-        await started(call)
-        tasks = [asyncio.create_task(group.run(NO_DEADLINE, name, 1)) for name in ('good', 'bad', 'other')]
-        await asyncio.sleep(0)
-        call.gate.set()
-        await first
-        found = await asyncio.gather(*tasks, return_exceptions=True)
+        found = await three_together(group, call)
         alone = isinstance(error, Internal)
         assert [one is error for one in found] == [not alone, True, not alone]
         assert len(call.calls) == 1 + calls
