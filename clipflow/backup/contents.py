@@ -64,7 +64,7 @@ def held(workspace: Path) -> Iterator[Contents]:
         for number, directory in shards.items():
             # Before the database, which must know the snapshot.
             place = f'{layout.INDEXER}/{number}/{layout.SNAPSHOTS}'
-            _hold_files(found, closing_, place, partial(_newest, directory / layout.SNAPSHOTS))
+            _hold_files(found, closing_, place, partial(layout.newest, directory / layout.SNAPSHOTS))
         _hold_files(found, closing_, layout.RANKER, lambda: workspace / layout.RANKER)
         for number, directory in shards.items():
             name = f'{layout.INDEXER}/{number}/{layout.DOCUMENTS}'
@@ -111,11 +111,6 @@ def _readable(path: Path) -> BinaryIO:
         return path.open('rb')
     except PermissionError as error:
         raise ReadOnly(f'{path} cannot be read ({error.strerror}); change its owner') from None
-
-
-def _newest(snapshots: Path) -> Path | None:
-    numbers = [int(path.name) for path in snapshots.glob('*') if path.name.isdigit()] if snapshots.is_dir() else []
-    return snapshots / str(max(numbers)) if numbers else None
 
 
 def _described(found: Contents, db: sqlite3.Connection) -> Shard:

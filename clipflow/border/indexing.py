@@ -5,7 +5,6 @@ A room says in `open` what that is; everything else is the same for all of them.
 
 from collections.abc import Collection
 from contextlib import closing
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -136,7 +135,7 @@ class Indexing(Room):
         queries = [doc for doc in queries if not wire.failed(doc)]
         if queries:
             matrix = np.stack([doc.embedding for doc in queries])
-            asked = replace(self._query(parameters), texts=all(doc.text for doc in queries))
+            asked = self._query(parameters, texts=all(doc.text for doc in queries))
             found = await self.work.run(parameters, self._index.search, matrix, asked)
             if self._tells_sample(parameters):
                 # What all shards together say of a score is found by the ranker.
@@ -249,7 +248,7 @@ class Indexing(Room):
         compared = parameters.relevance is not None or 'percentile' in parameters.include
         return 'probability' in parameters.include or (compared and self.shards > 1)
 
-    def _query(self, parameters: SearchParameters) -> Query:
+    def _query(self, parameters: SearchParameters, *, texts: bool) -> Query:
         alone = self.shards == 1
         # One shard knows a part of the sample only. In the order of a tag it has to decide by itself all the same.
         decides = alone or parameters.sort_by is not None
@@ -266,6 +265,7 @@ class Indexing(Room):
             percentiles=alone and 'percentile' in parameters.include,
             effort=Effort(parameters.nprobe, parameters.ef_search),
             shared=not alone,
+            texts=texts,
         )
 
     def _document(self, record: Record, include: Collection[str]) -> Document:

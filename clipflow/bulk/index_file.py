@@ -13,7 +13,7 @@ from clipflow.bulk import on_disk
 from clipflow.bulk.build import INDEXING, Told
 from clipflow.bulk.mapped import Mapped
 from clipflow.errors import ReadOnly, StorageFull
-from clipflow.index.approximate import Approximate, check_kind
+from clipflow.index.approximate import Approximate, check_kind, save
 from clipflow.index.build import build
 from clipflow.index.choice import Choice, Wanted, choose
 
@@ -36,7 +36,7 @@ def write(source: Mapped, file: Path, wanted: Wanted, told: Told) -> Choice:
         if 'IVF' in choice.factory and choice.memory > wanted.memory:
             on_disk.write(source, temporary, choice, wanted, told)
         else:
-            on_disk.save(_built(source, choice, wanted.recall, told).faiss, temporary)
+            save(_built(source, choice, wanted.recall, told).faiss, temporary)
         os.replace(temporary, file)
     except OSError as error:
         kind = StorageFull if temporary.exists() else ReadOnly

@@ -10,7 +10,6 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import faiss
 import numpy as np
@@ -20,7 +19,7 @@ from clipflow.bulk.build import INDEXING
 from clipflow.bulk.mapped import Mapped
 from clipflow.bulk.processes import Told, each
 from clipflow.errors import InvalidParameter
-from clipflow.index.approximate import Approximate
+from clipflow.index.approximate import Approximate, save
 from clipflow.index.build import sampled
 from clipflow.index.choice import Choice, Wanted
 from clipflow.index.tuning import Best, aim, calibration, smallest
@@ -93,14 +92,6 @@ def write(source: Mapped, file: Path, choice: Choice, wanted: Wanted, told: Told
             out.write(_head(main, sizes))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def save(index: Any, path: Path) -> None:
-    """Write a FAISS index; raises OSError if that fails."""
-    try:
-        faiss.write_index(index, str(path))
-    except RuntimeError as error:  # FAISS's word for any failure to write; the cause stands behind a C++ signature
-        raise OSError(str(error).rpartition(': ')[2]) from None
 
 
 def _parts(source: Mapped, folder: Path, together: int) -> list[_Part]:

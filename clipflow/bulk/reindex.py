@@ -112,9 +112,8 @@ class Reindexing:
 
     def _original(self, record: Record) -> Document:
         """What the vector is of: the text, or what is behind the URI, if this process may read it."""
-        of = TEXT if record.text and not record.thumbnail else PICTURE  # only of a picture there is a thumbnail
-        if _is_either(record):
-            of = self._prefer
+        # Only of a picture there is a thumbnail.
+        of = self._prefer if _is_either(record) else TEXT if record.text and not record.thumbnail else PICTURE
         if of == TEXT:
             return Document(id=record.id, text=record.text)
         return Document(id=record.id, uri=record.uri) if of == PICTURE and record.uri else Document(id=record.id)

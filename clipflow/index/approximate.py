@@ -56,6 +56,14 @@ def cause_of(error: RuntimeError) -> str:
     return str(error).rpartition(': ')[2] or str(error)
 
 
+def save(index: Any, path: Path) -> None:
+    """Write a FAISS index; raises OSError if that fails."""
+    try:
+        faiss.write_index(index, str(path))
+    except RuntimeError as error:  # FAISS's word for any failure to write
+        raise OSError(cause_of(error)) from None
+
+
 def _takes_filters(index: Any) -> bool:
     """Whether a search can be told to look among some vectors only; FAISS says so before it looks at anything else."""
     try:

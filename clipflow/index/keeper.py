@@ -204,8 +204,8 @@ class Keeper:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
         faiss.omp_set_num_threads(max(1, faiss.omp_get_max_threads() // 2))
         while not self._stop.is_set():
-            tasks = (self._renew, self._merge, self._tune, self._save)
-            for name, task in zip(('building', 'merging', 'tuning', 'snapshot'), tasks, strict=True):
+            tasks = {'building': self._renew, 'merging': self._merge, 'tuning': self._tune, 'snapshot': self._save}
+            for name, task in tasks.items():
                 self._attempt(name, task)
             # What failed is not tried again at every write.
             waiting = self._stop if self._now.problems else self._wake

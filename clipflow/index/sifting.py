@@ -97,7 +97,7 @@ def sifted(query: Query, nearest: Callable[[int, Query], list[Hit]], background:
     while True:
         near = nearest(count, query)
         hits = near if query.group_by is None else _first_of_groups(near, query.group_by)
-        places = list(range(len(hits)))[:enough] if query.dedup is None else _distinct(hits, query.dedup, enough)
+        places = list(range(min(enough, len(hits)))) if query.dedup is None else _distinct(hits, query.dedup, enough)
         if len(places) == enough or len(near) < count:
             break
         count *= 4

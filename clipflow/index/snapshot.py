@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from clipflow.errors import StorageFull
 from clipflow.files import sync
-from clipflow.index.approximate import Approximate, cause_of
+from clipflow.index.approximate import Approximate, save
 from clipflow.index.choice import Choice
 from clipflow.index.flat import BLOCK
 from clipflow.index.layered import LayeredIndex
@@ -65,7 +65,7 @@ class Moment:
         keys[view.died[: view.count] <= view.version] = 0
         token = secrets.token_hex(8)
         try:
-            store.note_snapshot(token, _token(newest(store.directory / layout.SNAPSHOTS)))
+            store.note_snapshot(token, _token(layout.newest(store.directory / layout.SNAPSHOTS)))
         except StorageFull:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
         return cls(index, choice, token, store.last_sequence(), keys, view.count - index.unmerged)
@@ -77,7 +77,7 @@ def write(folder: Path, moment: Moment) -> Path:
     Raises:
         OSError: the disk is full or cannot be written; older snapshots stay as they are.
     """
-    before = newest(folder)
+    before = layout.newest(folder)
     final = folder / str(1 if before is None else int(before.name) + 1)
     temporary = final.with_suffix('.part')
     shutil.rmtree(temporary, ignore_errors=True)
@@ -87,7 +87,7 @@ def write(folder: Path, moment: Moment) -> Path:
         sums['rows.f32'] = _put(temporary / 'rows.f32', moment.index.rows(moment.start, len(moment.keys)))
         main = moment.index.main
         if main is not None:
-            _write_faiss(main, temporary / 'main.faiss')
+            save(main.faiss, temporary / 'main.faiss')
             sums['main.faiss'] = _sum(temporary / 'main.faiss')
         meta = {
             'format': FORMAT,
@@ -113,12 +113,6 @@ def write(folder: Path, moment: Moment) -> Path:
     return final
 
 
-def newest(folder: Path) -> Path | None:
-    """The newest snapshot, whether or not it can be used."""
-    numbers = [int(path.name) for path in folder.glob('*') if path.name.isdigit()] if folder.is_dir() else []
-    return folder / str(max(numbers)) if numbers else None
-
-
 def drop(folder: Path) -> None:
     """Delete all snapshots: the index is empty.
 
@@ -135,7 +129,7 @@ def read(folder: Path, store: Store) -> tuple[LayeredIndex, Choice, int]:
     Raises:
         Unusable: there is none, it is damaged, or it does not belong to this database.
     """
-    path = newest(folder)
+    path = layout.newest(folder)
     if path is None:
         raise Unusable('there is no snapshot')
     try:
@@ -204,14 +198,6 @@ def _put(path: Path, arrays: Any) -> str:
             checksum.update(whole.data)
             file.write(whole.data)
     return str(checksum.hexdigest())
-
-
-def _write_faiss(main: Approximate, path: Path) -> None:
-    try:
-        faiss.write_index(main.faiss, str(path))
-    except RuntimeError as error:
-        # FAISS's word for any failure to write.
-        raise OSError(cause_of(error)) from None
 
 
 def _sum_of(meta: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ from clipflow.relevance.album import Fault, Picture
 from clipflow.relevance.bootstrap import Estimate
 from clipflow.relevance.captions import CaptionSet, LabelledSet
 from clipflow.relevance.embedding import Embedded
-from clipflow.relevance.systems import Progress, System, Vectors, Wanted, cosines, embedded
+from clipflow.relevance.systems import Progress, System, Vectors, Wanted, embedded
 
 TEXT_TO_IMAGE, IMAGE_TO_TEXT, ZERO_SHOT = 'text to image', 'image to text', 'zero-shot'
 
@@ -83,7 +83,7 @@ def captions(
         else:
             best = each.found(asked, gallery, system.index_kind)
             forward.append(metrics.ranks_found(best, place[:, None], items))
-        back.append(metrics.ranks_of(cosines(shown, asked), captions_of, len(asked)))
+        back.append(metrics.ranks_of(metrics.cosines(shown, asked), captions_of, len(asked)))
     measured = (
         _measured(TEXT_TO_IMAGE, [metrics.retrieval(ranks) for ranks in forward], place, items),
         _measured(IMAGE_TO_TEXT, [metrics.retrieval(ranks) for ranks in back], np.arange(len(pictures)), len(kept)),
@@ -101,7 +101,7 @@ def labelled(systems: Sequence[System], chosen: LabelledSet, title: str, progres
     right = np.asarray(chosen.labels, np.int64)[pictures][:, None]
     values = []
     for each in found:
-        scores = cosines(_rows(each.pictures, pictures), each.texts.vectors)
+        scores = metrics.cosines(_rows(each.pictures, pictures), each.texts.vectors)
         ranks = metrics.ranks_of(scores, right, len(chosen.classes))
         values.append(metrics.zero_shot(ranks, len(chosen.classes)))
     measured = _measured(ZERO_SHOT, values, np.arange(len(pictures)), len(chosen.classes))

@@ -13,7 +13,7 @@ from clipflow.errors import InvalidParameter
 from clipflow.rank.head import Head
 from clipflow.relevance.album import Picture
 from clipflow.relevance.embedding import Embedded, Embedding, Moved
-from clipflow.relevance.metrics import Found, Scores
+from clipflow.relevance.metrics import Found, Scores, cosines
 from clipflow.settings import EncoderSettings
 from clipflow.weights import load_spec
 
@@ -84,11 +84,6 @@ class Vectors:
             order = np.argsort(-scores, kind='stable')
             ordered.append((places[order], scores[order]))
         return ordered
-
-
-def cosines(queries: Rows, items: Rows) -> Scores:
-    """Of queries with all items."""
-    return lambda part: queries[part] @ items.T
 
 
 @dataclass(frozen=True)

@@ -26,3 +26,9 @@ def shards(folder: Path) -> dict[int, Path]:
     """The directories of the shards that are in the directory of a generation, by their numbers."""
     found = [path.parent for path in folder.glob(f'[0-9]*/{DOCUMENTS}') if path.parent.name.isdigit()]
     return {int(path.name): path for path in sorted(found, key=lambda path: int(path.name))}
+
+
+def newest(folder: Path) -> Path | None:
+    """The newest snapshot, whether or not it can be used."""
+    numbers = [int(path.name) for path in folder.glob('*') if path.name.isdigit()] if folder.is_dir() else []
+    return folder / str(max(numbers)) if numbers else None

@@ -15,7 +15,7 @@ from torch.nn.functional import linear, normalize
 from clipflow.errors import Conflict, InvalidParameter
 from clipflow.files import replaced
 from clipflow.relevance.album import digest
-from clipflow.relevance.metrics import ranks_of, retrieval
+from clipflow.relevance.metrics import cosines, ranks_of, retrieval
 from clipflow.sessions.towers import FORMATS
 from clipflow.tuning import claim, mini_data, schedule, state
 from clipflow.tuning.journal import Journal
@@ -74,7 +74,12 @@ class Training:
         self._features = Features(self._spec, out / 'features', FORMATS[config.precision])
         self._classifier = classifier(config.class_names, self._features.visual.in_features)
         names, *linear_layer = self._classifier
-        told = [self._spec.fingerprint, self.data.digest, *names, *(digest(_bytes(one)) for one in linear_layer)]
+        told = [
+            self._spec.fingerprint,
+            self.data.digest,
+            *names,
+            *(digest(one.numpy().tobytes()) for one in linear_layer),
+        ]
         self._digest = digest('\0'.join(told).encode())
         self._journal = Journal(out, True, shows)
 
@@ -215,7 +220,7 @@ class Training:
             owners = np.repeat(part.pictures, [len(several) for several in part.texts])
             places = torch.tensor([text for several in part.texts for text in several])
             texts = normalize(linear(material.texts[places], weights.textual), dim=-1)
-            ranks = ranks_of(_scores(texts.numpy(), pictures), owners[:, None], len(pictures))
+            ranks = ranks_of(cosines(texts.numpy(), pictures), owners[:, None], len(pictures))
             found |= {
                 f'{part.title}, {len(owners):,} captions against {len(pictures):,} pictures, image {name}': float(
                     values.mean()
@@ -238,11 +243,3 @@ class Training:
             self._features.textual.weight.copy_(weights.textual)
             model.log_scale.copy_(weights.log_scale)
         save(self._spec, model.weights(), self._out / MODEL, torch.float16)
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    return bytes(tensor.numpy().tobytes())
-
-
-def _scores(texts: Any, pictures: Any) -> Any:
-    return lambda rows: texts[rows] @ pictures.T

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from clipflow.relevance.album import digest
 from clipflow.relevance.captions import CaptionSet, Fault, Picture, read_captions, read_labelled
 from clipflow.tuning.contents import stamps
 from clipflow.tuning.mini_config import Captions, Labelled, MiniConfig
@@ -79,7 +80,7 @@ class MiniData:
             self.paraphrases.tolist(),
             [(part.names, part.train.tolist(), part.train_labels.tolist()) for part in self.classes],
         )
-        return hashlib.sha256(repr(told).encode()).hexdigest()
+        return digest(repr(told).encode())
 
     @property
     def learned_from(self) -> Places:
@@ -170,7 +171,7 @@ def _absent(asked: Captions, faults: list[Fault]) -> list[list[str]]:
     for number, line in enumerate(asked.table.read_text(encoding='utf-8-sig').split('\n'), 1):
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue  # `read_captions` has told of it
         if not isinstance(row, dict) or row.get('image') is not False or row.get('split') != asked.train:
             continue

@@ -1,6 +1,5 @@
 """A fine-tuning run from its configuration to its folder."""
 
-import hashlib
 import importlib.util
 import time
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ import numpy as np
 import torch
 
 from clipflow.errors import InvalidParameter
+from clipflow.relevance.album import digest
 from clipflow.relevance.captions import Fault
 from clipflow.sessions.registry import this_machine
 from clipflow.sessions.towers import FORMATS
@@ -121,7 +121,7 @@ class Run:
         """
         try:
             return self._finetune()
-        except (torch.OutOfMemoryError, RuntimeError) as error:
+        except RuntimeError as error:
             if not isinstance(error, torch.OutOfMemoryError) and _NO_MEMORY not in str(error):
                 raise
             part, device = self._ready.config.part, self._ready.device.type
@@ -212,8 +212,7 @@ class Run:
         if bad:
             examples = tuple(_without(example, bad) for example in examples)
         told = (self._ready.spec.fingerprint, examples, data.digest)
-        digest = hashlib.sha256(repr(told).encode()).hexdigest()[:16]
-        return Lessons(examples, np.array(data.kinds), views, digest)
+        return Lessons(examples, np.array(data.kinds), views, digest(repr(told).encode())[:16])
 
     def _exam(self, title: str, task: Task) -> Exam:
         views = self._new_views(task.pictures, cut=False)

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipflow.relevance.captions import CaptionSet, LabelledSet, Picture
-from clipflow.relevance.metrics import grouped, ranks_of, retrieval, zero_shot
+from clipflow.relevance.metrics import cosines, grouped, ranks_of, retrieval, zero_shot
 
 Vectors = NDArray[np.float32]
 Measures = dict[str, float]
@@ -45,8 +45,8 @@ class Retrieval:
         asked = np.unique(owners)
         of_text = _values(owners, grouped(said, len(texts)))
         of_picture = _values(said, grouped(owners, len(images))[asked])
-        by_text = retrieval(ranks_of(lambda rows: texts[rows] @ images.T, of_text, len(images)))
-        by_picture = retrieval(ranks_of(lambda rows: images[asked[rows]] @ texts.T, of_picture, len(texts)))
+        by_text = retrieval(ranks_of(cosines(texts, images), of_text, len(images)))
+        by_picture = retrieval(ranks_of(cosines(images[asked], texts), of_picture, len(texts)))
         found = {f'image {name}': float(by_text[name].mean()) for name in _BOTH_WAYS}
         return found | {f'text {name}': float(by_picture[name].mean()) for name in _BOTH_WAYS}
 
@@ -83,7 +83,7 @@ class ZeroShot:
         sums = texts.reshape(len(self.classes), len(self.templates), -1).sum(axis=1)
         classes = sums / np.linalg.norm(sums, axis=1, keepdims=True)
         right = np.array(self.labels, dtype=np.int64)[:, None]
-        ranks = ranks_of(lambda rows: images[rows] @ classes.T, right, len(classes))
+        ranks = ranks_of(cosines(images, classes), right, len(classes))
         return {name: float(values.mean()) for name, values in zero_shot(ranks, len(classes)).items()}
 
     def part(self, places: Sequence[int]) -> 'ZeroShot':

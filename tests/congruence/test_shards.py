@@ -43,7 +43,7 @@ class Shard(Indexing):
 
     def answer(self, doc: Document, parameters: SearchParameters) -> None:
         query = doc.embedding[None]
-        (hits,) = self._index.search(query, self._query(parameters))
+        (hits,) = self._index.search(query, self._query(parameters, texts=False))
         doc.matches.extend([self._match(hit, parameters) for hit in hits])
         if self._tells_sample(parameters):
             wire.attach(doc, wire.BACKGROUND, tensor=self._index.background(query)[0])
