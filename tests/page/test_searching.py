@@ -159,10 +159,12 @@ def test_pages_follow_one_another(page: Page, http: httpx.Client) -> None:
     count, tiles = page.run(both)
     assert count == f'First {tiles} results'
     assert tiles % 24 == 0
-    for _ in range(5):
+
+    def scrolled() -> str:
         page.run('window.scrollTo(0, document.body.scrollHeight)')
-        page.settled()
-    page.until(lambda: page.count == '129 results', 'the last page')
+        return page.count
+
+    page.until(lambda: scrolled() == '129 results', 'the last page')
     assert page.ids == found_by(http, text='line', limit=200)
     assert not page.one('#more').is_displayed()
 
