@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from clipflow import wire
 from clipflow.cache import Encoded, TextCache
-from clipflow.errors import ClipflowError, Internal, InvalidDocument, TooLarge, Unavailable
+from clipflow.errors import ClipflowError, Internal, InvalidDocument, Unavailable
 from clipflow.preparation import check_pixels
 from clipflow.sessions.base import IMAGE, TEXT, TOWERS, OutOfMemory, Session, Tower, grey
 from clipflow.tokens import Tokenizer
@@ -106,8 +106,6 @@ class Embedder:
         ]
         for doc, parts, _ in found:
             try:
-                if len(parts) > wire.MAX_PARTS:
-                    raise TooLarge(f'a query of {len(parts)} parts; it may have {wire.MAX_PARTS}')
                 for part in parts:
                     self._check(part.doc)
             except ClipflowError as error:

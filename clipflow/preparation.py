@@ -102,6 +102,8 @@ class Preparation:
         doc.tags[wire.MODEL] = self._spec.fingerprint
 
     def _prepare_parts(self, doc: Document) -> None:
+        if len(doc.chunks) > wire.MAX_PARTS:
+            raise TooLarge(f'a query of {len(doc.chunks):,} parts; it may have {wire.MAX_PARTS}')
         for part in doc.chunks:
             if wire.is_empty(part):
                 raise InvalidDocument('a part of the query has no content')

@@ -31,6 +31,7 @@ from clipflow.store.connection import ROLLBACK, WAL, lock
 from clipflow.store.reading import Documents, Record
 from clipflow.store.sqlite import Store
 from clipflow.weights import ModelSpec
+from clipflow.work import cores
 
 STORING, INDEXING = 'storing', 'indexing'
 _TOGETHER = 10_000
@@ -91,7 +92,7 @@ def build_workspace(source: Mapped, place: Path, spec: ModelSpec, wanted: Wanted
     target = _target(source, place, spec, shards, wanted)
     held = lock(target)
     try:
-        workers = max(1, min(shards, os.cpu_count() or 1, memory_for_vectors() // max(1, choice.memory)))
+        workers = max(1, min(shards, cores(), memory_for_vectors() // max(1, choice.memory)))
         threads = max(1, faiss.omp_get_max_threads() // workers)
         whole = _Part(
             source.folder,

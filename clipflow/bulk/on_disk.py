@@ -5,7 +5,6 @@ merge reads the parts memory-mapped and writes list after list. The file is one 
 `faiss.read_index` reads it into memory, and with `IO_FLAG_MMAP` leaves the lists where they are.
 """
 
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from clipflow.index.approximate import Approximate, save
 from clipflow.index.build import sampled
 from clipflow.index.choice import Choice, Wanted
 from clipflow.index.tuning import Best, aim, calibration, smallest
+from clipflow.work import cores
 
 _BLOCK = 1024
 _CLUSTERS = 'clusters.faiss'
@@ -74,7 +74,7 @@ def write(source: Mapped, file: Path, choice: Choice, wanted: Wanted, told: Told
         del sample
         save(main.faiss, folder / _CLUSTERS)
         parts = _parts(source, folder, wanted.memory // max(1, choice.memory // source.count()))
-        each(parts, _fill, min(len(parts), os.cpu_count() or 1), told)
+        each(parts, _fill, min(len(parts), cores()), told)
         sizes = _merge(main, parts, file)
         merged = Approximate(faiss.read_index(str(file), _MAPPED), choice.factory)
         best = Best(queries)
@@ -96,7 +96,7 @@ def write(source: Mapped, file: Path, choice: Choice, wanted: Wanted, told: Told
 
 def _parts(source: Mapped, folder: Path, together: int) -> list[_Part]:
     """Of as many rows that one part for each core may be in memory, if `together` vectors may."""
-    workers, count = os.cpu_count() or 1, source.count()
+    workers, count = cores(), source.count()
     rows = max(_BLOCK, together // (_SHARE_OF_PARTS * workers))
     threads = max(1, faiss.omp_get_max_threads() // workers)
     return [

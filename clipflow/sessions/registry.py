@@ -264,7 +264,7 @@ def imported(runtime: str) -> Any:
     extra = f'pip install "clipflow[{_EXTRAS.get(runtime, runtime)}]"'
     try:
         return import_module(_RUNTIMES[runtime])
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise InvalidParameter(f'the runtime {runtime!r} is not installed ({error}); {extra}') from None
     except Exception as error:  # as in `_import_fault`
         raise InvalidParameter(f'the runtime {runtime!r} cannot be imported ({first_line(error)}); {extra}') from None

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tensorrt as trt
 import torch
 from numpy.typing import NDArray
 
@@ -21,11 +22,6 @@ from clipflow.errors import Internal, InvalidParameter, Unavailable
 from clipflow.sessions.base import IMAGE, TEXT, Options, OutOfMemory, Tower, Towers, grey
 from clipflow.sessions.export import exported, file_name, locked, put
 from clipflow.weights import ModelSpec
-
-try:
-    import tensorrt as trt
-except (OSError, RuntimeError) as error:  # its libraries are missing or do not fit; the registry knows ImportError
-    raise ImportError(f'the package tensorrt cannot be loaded: {error}') from None
 
 _log = logging.getLogger('clipflow.tensorrt')
 

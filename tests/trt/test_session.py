@@ -348,9 +348,9 @@ def test_a_driver_that_does_not_fit_is_named(bench: Bench) -> None:
 @pytest.mark.parametrize(
     ('source', 'said'),
     [
-        ('raise ImportError("No module of this name")', "'tensorrt' is not installed (No module of this name)"),
-        ('raise OSError("libnvinfer.so.11: cannot open shared object file")', 'cannot be loaded: libnvinfer.so.11'),
-        ('raise RuntimeError("no driver")', 'the package tensorrt cannot be loaded: no driver'),
+        ('import nothing_of_this_name', "'tensorrt' is not installed (No module named 'nothing_of_this_name')"),
+        ('raise ImportError("libnvinfer.so.11: cannot open")', 'cannot be imported (libnvinfer.so.11: cannot open)'),
+        ('raise RuntimeError("no driver")', "'tensorrt' cannot be imported (no driver)"),
     ],
 )
 def test_a_package_that_is_missing_or_broken_is_named(

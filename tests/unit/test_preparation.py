@@ -189,3 +189,14 @@ def test_pixels_not_made_for_this_model_are_refused(
         doc.tags[wire.MODEL] = mini.fingerprint if fingerprint == 'this' else fingerprint
     with pytest.raises(kind):
         check_pixels(doc, mini)
+
+
+def test_a_query_of_too_many_parts_is_refused_before_any_is_prepared(prepare: Prepare) -> None:
+    def query(parts: int) -> Document:
+        return Document(id='many', chunks=[Document(tensor=PIXELS) for _ in range(parts)])
+
+    assert error_code(prepare(query(wire.MAX_PARTS))) is None
+    refused = prepare(query(wire.MAX_PARTS + 1))
+    assert error_code(refused) == 'too-large'
+    assert "'many'" in refused.tags[wire.ERROR]['message']
+    assert all(part.tensor.shape == PIXELS.shape for part in refused.chunks), 'no part was made the size of the model'

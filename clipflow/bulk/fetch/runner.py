@@ -22,6 +22,7 @@ from clipflow.bulk.arrow import parquet
 from clipflow.bulk.embed import writer
 from clipflow.bulk.fetch.urls import PER_SHARD, Listed
 from clipflow.errors import Conflict, StorageFull, Unavailable
+from clipflow.work import cores
 
 _SECONDS = 0.3
 _STATS = '_stats.json'
@@ -120,7 +121,7 @@ def _fetch(folder: Path, listed: Listed, limits: Limits, moved: Callable[[int], 
 
 def _options(folder: Path, listed: Listed, limits: Limits) -> dict[str, Any]:
     """Of img2dataset. Without a size nothing is decoded there: what is no sound picture is found by `embed`."""
-    processes = max(1, min(os.cpu_count() or 1, limits.threads, listed.shards))
+    processes = max(1, min(cores(), limits.threads, listed.shards))
     shrunk = {'resize_mode': 'keep_ratio', 'resize_only_if_bigger': True, 'image_size': limits.size}
     return {
         'url_list': str(folder / 'urls'),
