@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from clipflow import wire
 from clipflow.cache import Encoded, TextCache
 from clipflow.errors import ClipflowError, Internal, InvalidDocument, Unavailable
-from clipflow.preparation import check_pixels
+from clipflow.preparation import check_parts, check_pixels
 from clipflow.sessions.base import IMAGE, TEXT, TOWERS, OutOfMemory, Session, Tower, grey
 from clipflow.tokens import Tokenizer
 from clipflow.vectors import normalised, unit_vector
@@ -106,6 +106,7 @@ class Embedder:
         ]
         for doc, parts, _ in found:
             try:
+                check_parts(len(parts))
                 for part in parts:
                     self._check(part.doc)
             except ClipflowError as error:

@@ -102,8 +102,7 @@ class Preparation:
         doc.tags[wire.MODEL] = self._spec.fingerprint
 
     def _prepare_parts(self, doc: Document) -> None:
-        if len(doc.chunks) > wire.MAX_PARTS:
-            raise TooLarge(f'a query of {len(doc.chunks):,} parts; it may have {wire.MAX_PARTS}')
+        check_parts(len(doc.chunks))
         for part in doc.chunks:
             if wire.is_empty(part):
                 raise InvalidDocument('a part of the query has no content')
@@ -111,6 +110,12 @@ class Preparation:
                 raise InvalidDocument('a part of a query cannot have parts of its own')
             drop_private_tags(part)
             self._prepare(part, needs_content=True, trust_embedding=True, thumbnail=False, keep=False)
+
+
+def check_parts(number: int) -> None:
+    """Raises TooLarge for a query of too many parts; here, and in the encoder, which may be asked without this stage."""
+    if number > wire.MAX_PARTS:
+        raise TooLarge(f'a query of {number:,} parts; it may have {wire.MAX_PARTS}')
 
 
 def check_pixels(doc: Document, spec: ModelSpec) -> np.ndarray:
