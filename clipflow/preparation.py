@@ -113,7 +113,7 @@ class Preparation:
 
 
 def check_parts(number: int) -> None:
-    """Raises TooLarge for a query of too many parts; here, and in the encoder, which may be asked without this stage."""
+    """Raises TooLarge for a query of too many parts; the encoder checks too: it may be asked without this stage."""
     if number > wire.MAX_PARTS:
         raise TooLarge(f'a query of {number:,} parts; it may have {wire.MAX_PARTS}')
 

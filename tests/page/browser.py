@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from selenium import webdriver
+from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
@@ -16,7 +17,7 @@ T = TypeVar('T')
 
 CHROMIUM = Path('/usr/bin/chromium')
 CHROMEDRIVER = Path('/usr/bin/chromedriver')
-SECONDS = 20
+SECONDS = 60
 _FLAGS = (
     *('--headless=new', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-sync'),
     *('--disable-background-networking', '--disable-component-update', '--disable-dev-shm-usage'),
@@ -69,8 +70,12 @@ class Page:
         return self
 
     def until(self, condition: Callable[[], T], what: str, seconds: float = SECONDS) -> T:
-        """The first true value of `condition`; the test fails if it takes longer."""
-        return WebDriverWait(self.driver, seconds, 0.05).until(lambda _: condition(), f'not seen: {what}')
+        """The first true value of `condition`; the test fails if it takes longer.
+
+        An element that is replaced between being found and being read is looked for again.
+        """
+        wait = WebDriverWait(self.driver, seconds, 0.05, ignored_exceptions=[StaleElementReferenceException])
+        return wait.until(lambda _: condition(), f'not seen: {what}')
 
     def one(self, selector: str) -> WebElement:
         """The first element."""

@@ -23,7 +23,7 @@ _WATCH = """
 def test_an_empty_page_says_how_to_begin(page: Page) -> None:
     page.open()
     page.until(lambda: 'Nothing is stored yet' in page.one('#nothing').text, 'how to begin')
-    page.one('#nothing button').click()
+    page.click('#nothing button')  # it is drawn again when the status has come
     page.until(lambda: page.one('#upload').is_displayed(), 'the dialog')
 
 
@@ -101,6 +101,7 @@ def test_sending_can_be_cancelled(page: Page, fake: Service, twenty: list[Path])
         window.fetch = (path, options) => {
           if (!(options?.body instanceof FormData) || ++sent === 1) return real(path, options);
           return new Promise((_, fail) => {
+            options.signal.throwIfAborted();
             options.signal.addEventListener('abort', () => fail(new DOMException('', 'AbortError')));
           });
         };""")
