@@ -278,7 +278,9 @@ def test_results_that_differ_and_how_probable_they_are(
         assert 'diversity=0.5' in page.driver.current_url
         page.driver.refresh()
         assert page.settled().ids == mixed
-        page.until(lambda: page.all('.tile .chance'), 'the probabilities, which the page asks for when it knows of them')
+        page.until(
+            lambda: page.all('.tile .chance'), 'the probabilities, which the page asks for when it knows of them'
+        )
         page.click('.view')
         page.until(lambda: 'Probability' in page.one('#lightbox table').text, 'the probability in the large view')
     assert page.complaints() == []
