@@ -47,7 +47,12 @@ def embed(pattern: str, out: Path, partition_size: int, runner: str = 'local') -
     peak = 0.0
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as running:
         ended = threading.Event()
-        threading.Thread(target=lambda: (running.wait(), ended.set()), daemon=True).start()
+
+        def wait() -> None:
+            running.wait()
+            ended.set()
+
+        threading.Thread(target=wait, daemon=True).start()
         while not ended.wait(0.2):
             peak = max(peak, _memory(running.pid))
     stats = [json.loads(path.read_text()) for path in (out / 'stats').glob('*.json')]

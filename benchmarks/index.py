@@ -33,7 +33,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import faiss
 import numpy as np
@@ -133,7 +135,7 @@ def kinds(options: Options) -> None:
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in made}
     for _ in range(options.rounds):
         for name, (index, _, _) in made.items():
-            taken[name].append(quantiles(each(lambda q, i=index: i.search(q[None], PLACES), here.captions)))
+            taken[name].append(quantiles(each(partial(_ten, index), here.captions)))
     rows = []
     for name, (index, choice, seconds) in made.items():
         found = here.recall(index.search(row[None], PLACES)[0][0][:PLACES] for row in here.captions)
@@ -196,6 +198,10 @@ def _filtered(
     return taken, far <= 2 * TIE
 
 
+def _ten(index: LayeredIndex, query: Rows) -> None:
+    index.search(query[None], PLACES)
+
+
 def writes(options: Options) -> None:
     """Batches of new documents into an index, and into SQLite with the same schema and pragmas."""
     here = collection(options.workspace, options.size)
@@ -213,14 +219,19 @@ def writes(options: Options) -> None:
         for start in range(BATCH, BATCH + part * options.rounds, part):
             batches = [records[at : at + BATCH] for at in range(start, start + part, BATCH)]
             ready = [_ready(batch) for batch in batches]
-            taken[0].append(part / once(lambda batches=batches: [live.upsert(batch) for batch in batches]))
-            taken[1].append(part / once(lambda ready=ready: [_alone(db, rows) for rows in ready]))
+            taken[0].append(part / once(partial(_all, live.upsert, batches)))
+            taken[1].append(part / once(partial(_all, partial(_alone, db), ready)))
         live.close()
         db.close()
     compared = ratios(*taken)
     cells = [spread(taken[0], '.0f'), spread(taken[1], '.0f'), spread(compared, '.2f')]
     table(['documents a round', 'clipflow documents/s', 'SQLite documents/s', 'ratio'], [part, *cells])
     judge('>= 0.6 of the rate of SQLite alone', spread(compared, '.2f'), statistics.median(compared) >= 0.6)
+
+
+def _all(write: Callable[[Any], None], batches: Sequence[Any]) -> None:
+    for batch in batches:
+        write(batch)
 
 
 def _ready(batch: Sequence[Record]) -> list[tuple[object, ...]]:
@@ -245,7 +256,7 @@ def restart(options: Options) -> None:
         seconds, kind = time.perf_counter() - begun, live.status()['factory'] or 'flat'
         live.close()
         del live
-        read = sum(once(lambda file=file: np.fromfile(file, dtype=np.uint8)) for file in files)
+        read = sum(once(partial(np.fromfile, file, dtype=np.uint8)) for file in files)
         if number:  # the first pays for the page cache
             taken[0].append(seconds)
             taken[1].append(read)

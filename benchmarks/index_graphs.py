@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -351,7 +351,7 @@ def graph(options: Options) -> None:
         one.aim(value)
         return here.recall(one.ask(row) + 1 for row in here.captions)
 
-    entries = [(one, smallest(lambda value, one=one: found(one, value), 0.95)) for one in contestants]
+    entries = [(one, smallest(partial(found, one), 0.95)) for one in contestants]
     for one, value in entries:
         if not value:
             print(f'{one.name} does not reach recall 0.95 and is left out')

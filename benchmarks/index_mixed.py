@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 from index_graphs import (
     PLACES,
@@ -155,9 +156,9 @@ def _everything(live: LiveIndex, batches: Sequence[Sequence[Record]], turn: int,
         begun = time.perf_counter()
         old = [str(n) for n in range(number * BATCH, (number + 1) * BATCH)]
         patches = [(str(n), json.dumps({'changed': number})) for n in range(20_000 + number, 20_000 + number + BATCH)]
-        log.run('batch of 100', lambda batch=batch: live.upsert(batch))
-        log.run('deletion of 100', lambda old=old: live.delete(old))
-        log.run('tags of 100', lambda patches=patches: live.store.merge_tags(patches))
+        log.run('batch of 100', partial(live.upsert, batch))
+        log.run('deletion of 100', partial(live.delete, old))
+        log.run('tags of 100', partial(live.store.merge_tags, patches))
         if log.stop.wait(max(0.0, begun + TURN_SECONDS - time.perf_counter())):
             return
 

@@ -126,7 +126,8 @@ def bare(data: Path, limit: int | None) -> dict[str, float]:
 
     directory = str(ROOT / 'models' / 'clip-mini')
     model: Any = AutoModel.from_pretrained(directory, dtype=torch.float32).eval()
-    processor, tokenizer = AutoImageProcessor.from_pretrained(directory), AutoTokenizer.from_pretrained(directory)
+    images: Any = AutoImageProcessor
+    processor, tokenizer = images.from_pretrained(directory), AutoTokenizer.from_pretrained(directory)
 
     def unit(features: Any) -> NDArray[np.float32]:
         return torch.nn.functional.normalize(features.pooler_output, dim=-1).numpy()

@@ -31,7 +31,8 @@ def real(data: Path = DATA) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     file = CACHE / 'clip-mini.npz'
     if not file.exists():
         CACHE.mkdir(parents=True, exist_ok=True)
-        np.savez(file, **dict(zip(('photographs', 'captions'), _encoded(data), strict=True)))
+        photographs, captions = _encoded(data)
+        np.savez(file, photographs=photographs, captions=captions)
     found = np.load(file)
     return found['photographs'], found['captions']
 

@@ -5,9 +5,9 @@ from typing import Any
 from jina import Executor, requests
 
 
-class NoopExecutor(Executor):
+class NoopExecutor(Executor):  # type: ignore[misc]
     """Passes every Document on."""
 
-    @requests
+    @requests  # type: ignore[untyped-decorator]
     def nothing(self, **kwargs: Any) -> None:
         """Do nothing."""
