@@ -114,7 +114,7 @@ class Service(LocalService):
         self.process.send_signal(number)
         return self.process.wait(timeout=seconds)
 
-    def wait_until_ended(self, seconds: float = 60.0) -> int:
+    def wait_until_ended(self, seconds: float = 120.0) -> int:
         """For a service that stops by itself: its exit code, after its last line."""
         code = self.process.wait(timeout=seconds)
         while self._said.get(timeout=seconds) is not None:

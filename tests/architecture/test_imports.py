@@ -62,6 +62,7 @@ ALLOWED: dict[str, set[str]] = {
         'store',
         'index',
         'templates',
+        'vectors',
     },
     'rank': {'errors', 'files', 'tags', 'clicks', 'wire', 'order', 'vectors', 'quantiles'},
     'relevance': {'errors', 'templates', 'quantiles', 'files', 'settings', 'wire', 'weights', 'bulk', 'index', 'rank'},

@@ -2,9 +2,9 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -79,11 +79,12 @@ def test_help_loads_no_heavy_package() -> None:
 
 
 @pytest.mark.alone
-def test_help_answers_within_three_tenths_of_a_second() -> None:
-    # The fastest of five: what it costs, not what else the machine does.
+def test_help_costs_less_than_three_tenths_of_a_second() -> None:
+    # The least of five, in time of the processor: what it costs, not what else the machine does.
     times = []
     for _ in range(5):
-        start = time.perf_counter()
-        python('-m', 'clipflow.cli.main', '--help')
-        times.append(time.perf_counter() - start)
-    assert min(times) < 0.3
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert python('-m', 'clipflow.cli.main', '--help').returncode == 0
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert 0 < min(times) < 0.3

@@ -178,7 +178,7 @@ def _signalled_while_it_indexes(service: Service, number: int, name: str) -> set
 
     writer = threading.Thread(target=write)
     writer.start()
-    assert started.wait(20)
+    assert started.wait(60)
     begun = time.monotonic()
     assert service.terminate(number) == 0
     assert time.monotonic() - begun < 10
@@ -206,7 +206,7 @@ def test_more_signals_while_it_stops_change_nothing(lives: Lives) -> None:
     service = lives.service()
     service.post('/index', Document(id='kept', text='kept'))
     service.process.terminate()
-    service.wait_for('clipflow: stopping', 20)
+    service.wait_for('clipflow: stopping', 60)
     service.process.terminate()
     assert service.terminate(signal.SIGINT) == 0
     service.wait_until_gone(30)

@@ -177,14 +177,18 @@ def writer(folder: Path, kind: str, seed: int) -> Iterator[tuple[subprocess.Pope
         process.communicate()
 
 
-def killed(folder: Path, kind: str, seed: int, seconds: float) -> tuple[str, list[dict[str, Any]]]:
-    """Let a process write for so long and kill it; returns how it started, and what it said."""
+def killed(folder: Path, kind: str, seed: int, operation: int, seconds: float) -> tuple[str, list[dict[str, Any]]]:
+    """Kill a process so long after it has begun its n-th operation; returns how it started, and what it said."""
+    lines: list[dict[str, Any]] = []
     with writer(folder, kind, seed) as (process, first):
         timer = threading.Timer(seconds, process.kill)
-        timer.start()
         assert process.stdout is not None
-        # A line that was cut off is one that was never said.
-        lines = [json.loads(line) for line in process.stdout if line.endswith('\n')]
+        for line in process.stdout:
+            if not line.endswith('\n'):
+                break  # what was cut off was never said
+            lines.append(json.loads(line))
+            if lines[-1].get('begin') == operation:
+                timer.start()
         process.wait()
         timer.cancel()
     errors = (folder.parent / f'{folder.name}.err').read_text()
@@ -197,7 +201,9 @@ def test_an_index_that_is_killed_at_any_moment_loses_nothing_and_revives_nothing
     chance = random.Random(f'{SEED} {kind}')
     folder, model, starts, done = tmp_path / 'w', Model(), [], 0
     for life in range(-(-KILLS // len(KINDS))):
-        start, lines = killed(folder, kind, life, chance.uniform(0.02, 0.4))
+        # In operations, not in seconds: on a busy machine too there is something to lose.
+        operation = 1 + 15 * (life % 4) + chance.randrange(15)
+        start, lines = killed(folder, kind, life, operation, chance.uniform(0.0, 0.03))
         starts.append(start)
         done += model.take(lines)
         with opened(folder, kind) as live:

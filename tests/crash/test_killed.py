@@ -116,7 +116,7 @@ def test_http_tells_the_truth_while_a_stage_is_away(service: Service) -> None:
     with httpx.Client(base_url=service.http, timeout=30, trust_env=False) as client:
         assert client.get('/readyz').status_code == 200
         service.kill('encoder')
-        answer = until(lambda: (r := client.get('/readyz')).status_code == 503 and r, 5, 'readyz says no')
+        answer = until(lambda: (r := client.get('/readyz')).status_code == 503 and r, 20, 'readyz says no')
         assert answer.json()['code'] == 'not-ready'
         assert answer.headers['retry-after'] == '1'
         search = client.post('/v1/search', json={'text': 'a'})
@@ -125,7 +125,7 @@ def test_http_tells_the_truth_while_a_stage_is_away(service: Service) -> None:
             assert (search.json()['code'], search.headers['retry-after']) == ('unavailable', '1')
         assert client.get('/healthz').status_code == 200
         service.wait_until_ready_again('encoder')
-        until(lambda: client.get('/readyz').status_code == 200, 5, 'readyz says yes')
+        until(lambda: client.get('/readyz').status_code == 200, 20, 'readyz says yes')
         assert client.post('/v1/search', json={'text': 'a'}).status_code == 200
 
 

@@ -130,11 +130,11 @@ def test_tls_holds_for_both_protocols_and_the_rate_is_limited(tmp_path: Path) ->
     command = ['openssl', 'req', '-x509', '-newkey', 'rsa:2048', '-nodes', '-days', '2', '-subj', '/CN=localhost']
     command += ['-addext', 'subjectAltName=IP:127.0.0.1', '-keyout', str(key), '-out', str(certificate)]
     subprocess.run(command, check=True, capture_output=True)
-    settings = {'RUNTIME': 'fake', 'TLS_CERTIFICATE': str(certificate), 'TLS_KEY': str(key), 'RATE_LIMIT': '2'}
+    settings = {'RUNTIME': 'fake', 'TLS_CERTIFICATE': str(certificate), 'TLS_KEY': str(key), 'RATE_LIMIT': '0.5'}
     with Service(tmp_path / 'workspace', settings) as running:
         place = running.http.replace('http://', 'https://')
         with httpx.Client(
-            base_url=place, verify=ssl.create_default_context(cafile=certificate), trust_env=False
+            base_url=place, verify=ssl.create_default_context(cafile=certificate), timeout=60, trust_env=False
         ) as web:
             replies = [search(web, {}) for _ in range(10)]
             assert replies[0].status_code == 200

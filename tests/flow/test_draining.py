@@ -78,7 +78,7 @@ def test_a_stage_that_is_told_to_stop_answers_what_is_inside_and_meanwhile_is_no
             stored = pool.submit(client.index, [Document(id='kept', text='kept')])
             wait_until_inside(service, 'indexer')
             os.kill(pid, signal.SIGTERM)
-            until(lambda: health(port) == NOT_SERVING, 5, 'the indexer says that it is not ready')
+            until(lambda: health(port) == NOT_SERVING, 20, 'the indexer says that it is not ready')
             assert health(port, 'liveness') == SERVING
             assert not stored.done()
         assert [outcome.error for outcome in stored.result(timeout=20)] == [None]
@@ -91,7 +91,7 @@ def test_a_stage_takes_requests_until_callers_have_learned_of_its_end(service: S
     pid = service.pids['encoder']
     port = listening_port(pid)
     os.kill(pid, signal.SIGTERM)
-    until(lambda: health(port) == NOT_SERVING, 5, 'the encoder says that it is not ready')
+    until(lambda: health(port) == NOT_SERVING, 20, 'the encoder says that it is not ready')
     channel = grpc.insecure_channel(f'127.0.0.1:{port}')
     with channel:
         reply = channel.unary_unary('/jina.JinaInfoRPC/_status')(b'', timeout=5)
@@ -115,7 +115,7 @@ def test_the_gateway_answers_what_is_inside_by_http_and_grpc_and_meanwhile_is_no
             by_grpc = pool.submit(client.index, [Document(id='by-grpc', text='kept')])
             wait_until_inside(service, 'indexer', 2)
             os.kill(service.pids['gateway'], signal.SIGTERM)
-            until(lambda: readiness(service) == 503, 2, 'the gateway says that it is not ready')
+            until(lambda: readiness(service) == 503, 20, 'the gateway says that it is not ready')
         assert [outcome.error for outcome in by_grpc.result(timeout=30)] == [None]
         assert 'by-http' in json.dumps(by_http.result(timeout=30))
     assert '(exit code 0)' in service.wait_for('clipflow: gateway died', 30)

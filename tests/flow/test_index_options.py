@@ -112,7 +112,11 @@ def test_a_snapshot_serves_the_next_start_of_the_indexer(furnished: Service) -> 
     furnished.post('/index', Document(id='new', text='text new'))
     furnished.kill('indexer')
     furnished.wait_until_ready_again('indexer')
-    until(lambda: httpx.get(f'{furnished.http}/readyz', trust_env=False).status_code == 200, 10, 'readyz says yes')
+    until(
+        lambda: httpx.get(f'{furnished.http}/readyz', timeout=60, trust_env=False).status_code == 200,
+        30,
+        'readyz says yes',
+    )
     status = next(doc.tags for doc in furnished.post('/status') if doc.tags['stage'] == 'indexer')
     assert status['start'].startswith('20 documents from a snapshot, 2 later changes')
     assert furnished.stored_ids() == {f'{n}' for n in range(20) if n != 3} | {'new'}

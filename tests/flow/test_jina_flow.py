@@ -40,7 +40,7 @@ def test_jina_flow_serves_from_any_directory_and_honours_the_environment(tmp_pat
         )
     port = flow['gateway']['port'][0]
     try:
-        until(lambda: Client(host='127.0.0.1', port=port).is_flow_ready(), 60, 'the Flow is ready')
+        until(lambda: Client(host='127.0.0.1', port=port).is_flow_ready(), 120, 'the Flow is ready')
         with OurClient(f'127.0.0.1:{port}') as client:
             assert [outcome.error for outcome in client.index([Document(id='a', text='x')])] == [None]
             assert [match.id for match in client.search('x')] == ['a']

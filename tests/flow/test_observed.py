@@ -84,7 +84,7 @@ def test_metrics_count_requests_errors_stages_batches_and_documents(web: httpx.C
         client.search('text 2')
     # /metrics asks the stages at most once a second.
     key = ('clipflow_documents', (('stage', 'indexer'),))
-    after = until(lambda: found if (found := samples(web)).get(key) == 5 else None, 10, 'documents are counted')
+    after = until(lambda: found if (found := samples(web)).get(key) == 5 else None, 30, 'documents are counted')
 
     def grown(name: str, **labels: str) -> float:
         place = (name, tuple(sorted(labels.items())))
@@ -143,7 +143,7 @@ def test_a_request_has_one_id_in_all_logs(web: httpx.Client, observed: Service) 
         found = [json.loads(line) for line in observed.lines if line.startswith('{')]
         return {line['stage']: line['message'] for line in found if line.get('request') == 'order-4711'}
 
-    told = until(lambda: found if len(found := lines()) == 5 else None, 10, 'five lines are written')
+    told = until(lambda: found if len(found := lines()) == 5 else None, 30, 'five lines are written')
     assert set(told) == {'gateway', *STAGES}
     assert told['gateway'].startswith('/search ok in ')
     for odd in ('two words', 'a' * 200, 'ü'):

@@ -4,7 +4,6 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -13,9 +12,8 @@ import pytest
 from docarray import Document, DocumentArray
 
 from clipflow import ROOT, wire
-from clipflow.errors import Conflict, InvalidParameter, Unavailable
+from clipflow.errors import InvalidParameter, Unavailable
 from clipflow.sharding import shard_of
-from clipflow.store.connection import lock
 from clipflow_client import Client
 from service import Service, error_codes, until
 
@@ -132,7 +130,8 @@ def test_documents_are_changed_read_and_deleted_wherever_they_are(filled: Servic
     assert len({name for page in pages for name in page}) == COUNT
     assert filled.post('/delete', None, {'ids': ['d1', 'd2', 'no']})[0].tags['deleted'] == 2
     assert filled.post('/delete', None, {'filter': {'n': {'$lt': 10}}})[0].tags['deleted'] == 8
-    assert filled.post('/snapshot')[0].tags['documents'] == COUNT - 10
+    snapshot = filled.post('/snapshot')[0].tags
+    assert (set(snapshot), snapshot['documents']) == ({'documents', 'bytes'}, COUNT - 10)
     assert filled.post('/clear')[0].tags['deleted'] == COUNT - 10
     assert found(filled) == []
 
@@ -169,22 +168,26 @@ def test_a_bad_document_and_a_bad_request_fail_as_with_one_index(filled: Service
     assert filled.one('/encode', Document(text='a')).embedding is not None
 
 
-def taken(directory: Path) -> int | None:
-    """The lock of a shard whose process has ended; None as long as it has not."""
-    try:
-        return lock(directory)
-    except Conflict:
-        return None
+def test_chunks_by_themselves_are_for_one_shard(filled: Service, fake: Service) -> None:
+    book = Document(id='book', chunks=[Document(id=f'p{n}', text=f'page {n}') for n in range(6)])
+    asked = Document(id='asked', chunks=[Document(id='q', text='page 3')])
+    fake.post('/index', book, {'access_paths': '@c'})
+    (query,) = fake.one('/search', asked, {'access_paths': '@c'}).chunks
+    assert {match.id for match in query.matches} == {f'p{n}' for n in range(6)}
+    for endpoint, doc in (('/index', book), ('/search', asked)):
+        with pytest.raises(InvalidParameter, match='several shards'):
+            filled.post(endpoint, doc, {'access_paths': '@c'})
+    assert filled.stored_ids() == {f'd{n}' for n in range(COUNT)}
 
 
 def test_while_a_shard_is_away_the_rest_answer_and_say_that_something_is_missing(filled: Service) -> None:
     everything = found(filled, limit=COUNT)
     at_one = {doc.id for doc in documents() if shard_of(doc.id, SHARDS) == 1}
-    filled.kill('indexer_1')
-    # Without its lock it cannot start again, and the gateway's repetitions do not reach it.
-    held = until(lambda: taken(filled.workspace / 'indexer' / '1'), 5, 'the process has ended')
+    # Nobody starts it again, so that the gateway's repetitions do not reach it.
+    filled.process.send_signal(signal.SIGSTOP)
     try:
-        until(lambda: wire.PARTIAL in filled.one('/search', QUERY).tags, 2, 'the shard is away')
+        filled.kill('indexer_1')
+        until(lambda: wire.PARTIAL in filled.one('/search', QUERY).tags, 20, 'the shard is away')
         partial = filled.one('/search', QUERY, {'limit': COUNT})
         assert partial.tags[wire.PARTIAL] is True
         assert {match.id for match in partial.matches} == {name for name, _, _ in everything} - at_one
@@ -202,9 +205,9 @@ def test_while_a_shard_is_away_the_rest_answer_and_say_that_something_is_missing
         with pytest.raises(Unavailable, match='indexer_1'):
             filled.post('/delete', None, {'ids': [there]})
     finally:
-        os.close(held)
+        filled.process.send_signal(signal.SIGCONT)
     filled.wait_until_ready_again('indexer_1')
-    until(lambda: wire.PARTIAL not in filled.one('/search', QUERY).tags, 10, 'the shard is found again')
+    until(lambda: wire.PARTIAL not in filled.one('/search', QUERY).tags, 20, 'the shard is found again')
     assert [name for name, _, _ in found(filled, limit=COUNT)] == [name for name, _, _ in everything]
     with Client(filled.grpc) as client:
         assert client.search(QUERY, limit=3).partial is False

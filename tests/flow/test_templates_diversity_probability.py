@@ -146,7 +146,7 @@ def test_the_probability_of_pictures_by_every_way(album: Service, capsys: pytest
     assert told['red'] == pytest.approx(red, abs=1e-6)
     assert told['note'] is None
     body = {'text': 'cat', 'include': ['probability'], 'diversity': 0.0}
-    reply = httpx.post(f'{album.http}/v1/search', json=body, trust_env=False).json()['matches']
+    reply = httpx.post(f'{album.http}/v1/search', json=body, timeout=60, trust_env=False).json()['matches']
     assert {match['id']: match.get('probability') for match in reply} == pytest.approx(told, abs=1e-6)
     assert main.main(['search', 'cat', '--host', album.grpc, '--probability']) == 0
     assert f'{red:.3f}' in capsys.readouterr().out

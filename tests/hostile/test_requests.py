@@ -197,7 +197,7 @@ def test_garbage_on_a_port_harms_nobody(fake: Service, stored: set[str], protoco
         with socket.create_connection((host, int(port)), timeout=10) as connection:
             connection.sendall(garbage)
     assert len(fake.matches('text 1')) == 3
-    assert httpx.get(fake.http + '/readyz', trust_env=False).status_code == 200
+    assert httpx.get(fake.http + '/readyz', timeout=60, trust_env=False).status_code == 200
 
 
 def test_a_client_that_hangs_up_in_the_middle_harms_nobody(fake: Service, stored: set[str]) -> None:
@@ -301,6 +301,6 @@ def test_a_pickle_is_refused_and_not_run(fake: Service, tmp_path: Path, endpoint
     request.data.docs_bytes = pickle.dumps(Pickled(canary))
     with grpc.insecure_channel(fake.grpc) as channel:
         call = channel.unary_unary('/jina.JinaSingleDataRequestRPC/process_single_data')
-        reply = jina_pb2.DataRequestProto.FromString(call(request.SerializeToString(), timeout=10))
+        reply = jina_pb2.DataRequestProto.FromString(call(request.SerializeToString(), timeout=60))
     assert reply.header.status.description.startswith('invalid-document: ')
     assert not canary.exists()

@@ -132,7 +132,7 @@ def front(service: tuple[Service, str], page_of: Callable[[str], Page]) -> Front
 def test_words_find_pictures_and_scrolling_more_of_them(front: Front, service: tuple[Service, str]) -> None:
     found = front.search('a rocket launch')
     asked = {'text': 'a rocket launch', 'limit': 40, 'dedup': 0.94}
-    matches = httpx.post(f'{service[0].http}/v1/search', json=asked).json()['matches']
+    matches = httpx.post(f'{service[0].http}/v1/search', json=asked, timeout=60).json()['matches']
     assert len(found) == len(matches) == 40
     assert [item['caption'] == 'ROCKET' for item in found] == [match['id'] == 'rocket' for match in matches]
     sources = {item['source'] for item in found if item['caption'] != 'ROCKET'}

@@ -14,7 +14,7 @@ from .conftest import NAMES
 
 
 def until_closed(page: Page) -> None:
-    """The large view has gone, from the address too: the browser may close a dialog before the page goes a step back."""
+    """The large view has gone, also from the address: the browser may close a dialog before the page goes back."""
     page.until(lambda: 'open=' not in page.driver.current_url, 'the address of the results')
     page.until(lambda: not page.one('#lightbox').is_displayed(), 'the results')
 

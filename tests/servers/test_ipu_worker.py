@@ -44,11 +44,11 @@ def test_a_worker_with_another_model_is_refused(spec: ModelSpec, tmp_path: Path)
 def test_what_takes_longer_than_allowed_is_a_timeout(spec: ModelSpec, tmp_path: Path) -> None:
     with Worker(spec.directory, tmp_path, *FLAGS, f'--fingerprint={spec.fingerprint}') as worker:
         url = worker.said('listening on ').rpartition(' ')[2]
-        session = load('kserve', spec, Options('cpu', 'float32', 1, False, Path('nowhere'), url, 'clip', 1.0))
+        session = load('kserve', spec, Options('cpu', 'float32', 1, False, Path('nowhere'), url, 'clip', 3.0))
         gate = Gate(tmp_path, 'call')
         begun = time.monotonic()
-        with pytest.raises(Timeout, match='within 1 s'):
+        with pytest.raises(Timeout, match='within 3 s'):
             session.encode_images(np.zeros((1, spec.picture.height, spec.picture.width, 3), np.uint8))
-        assert time.monotonic() - begun < 2.5
+        assert time.monotonic() - begun < 7.5
         gate.entered()
         gate.open()
