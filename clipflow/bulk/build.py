@@ -9,7 +9,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
@@ -22,9 +22,10 @@ from clipflow.bulk.mapped import Mapped
 from clipflow.bulk.processes import each
 from clipflow.errors import Conflict, InvalidParameter, StorageFull
 from clipflow.index import snapshot
-from clipflow.index.approximate import Approximate, check_kind
+from clipflow.index.approximate import Approximate
 from clipflow.index.build import build, sampled
 from clipflow.index.choice import Choice, Wanted, choose, memory_for_vectors
+from clipflow.index.trial import check_kind
 from clipflow.sharding import shard_of
 from clipflow.store import generations, layout
 from clipflow.store.connection import ROLLBACK, WAL, lock
@@ -89,9 +90,10 @@ def build_workspace(source: Mapped, place: Path, spec: ModelSpec, wanted: Wanted
     source.check_model(spec)
     check_kind(wanted.kind, source.dimension())
     choice = choose(wanted, -(-source.count() // shards), source.dimension())
-    target = _target(source, place, spec, shards, wanted)
-    held = lock(target)
-    try:
+    with ExitStack() as held:
+        before = held.enter_context(generations.alone(place, make=True))
+        target = _target(source, place, spec, shards, wanted)
+        held.callback(os.close, lock(target))
         workers = max(1, min(shards, cores(), memory_for_vectors() // max(1, choice.memory)))
         threads = max(1, faiss.omp_get_max_threads() // workers)
         whole = _Part(
@@ -111,25 +113,27 @@ def build_workspace(source: Mapped, place: Path, spec: ModelSpec, wanted: Wanted
             if choice.factory:
                 _learn(source, choice, target / _CLUSTERS, workers)
         each(parts, _index, workers, told)
-        _switch(place, target)
-    finally:
-        os.close(held)
+        _switch(place, before, target)
     return choice
 
 
 def _target(source: Mapped, place: Path, spec: ModelSpec, shards: int, wanted: Wanted) -> Path:
     """Where it is made: a name of its own for everything that matters, so that no run goes on with another's parts."""
     mark = repr((source.folder.resolve(), source.files(), spec.fingerprint, shards, asdict(wanted)))
-    target = generations.named(place, f'b{blake2b(mark.encode(), digest_size=6).hexdigest()}')
-    if documents_in(place):
-        raise Conflict(
-            f'there are documents in {place} already; name another --workspace, or add to them with `clipflow load`'
-        )
-    before = generations.current(place)
-    if layout.shards(before):
-        with workspace.locked(before):
-            pass  # a service that runs on nothing would be in the way at the end
-    return target
+    target = generations.free(place, f'b{blake2b(mark.encode(), digest_size=6).hexdigest()}')
+    with _nothing_in(place):
+        return target  # a service that runs on nothing would be in the way at the end
+
+
+@contextmanager
+def _nothing_in(place: Path) -> Iterator[None]:
+    """There are no documents, and meanwhile none can come."""
+    with workspace.locked(generations.current(place)):
+        if documents_in(place):
+            raise Conflict(
+                f'there are documents in {place} already; name another --workspace, or add to them with `clipflow load`'
+            )
+        yield
 
 
 def documents_in(place: Path) -> int:
@@ -258,20 +262,16 @@ def _fill(part: _Part, store: Store, told: Told) -> None:
 def _is_there(part: _Part, store: Store) -> bool:
     """Whether an earlier run has made this very index."""
     try:
-        _, choice, sequence = snapshot.read(store.directory / layout.SNAPSHOTS, store)
+        _, choice, sequence = snapshot.read(store.directory / layout.SNAPSHOTS, store, lambda _: True)
     except snapshot.Unusable:
         return False
     return choice == part.choice and sequence == store.last_sequence()
 
 
-def _switch(place: Path, target: Path) -> None:
+def _switch(place: Path, before: Path, target: Path) -> None:
     """It counts from now on; an empty generation that was there, and what only the making needed, are gone."""
-    before = generations.current(place)
-    if layout.shards(before):
-        with workspace.locked(before):
-            generations.switch(place, target)
-        generations.remove(before)
-    else:
-        generations.switch(place, target)
+    with _nothing_in(place):
+        generations.switch(place, target, gone=before)
+        generations.clear(place)
     for path in (target / _CLUSTERS, (target / _CLUSTERS).with_suffix('.factory')):
         path.unlink(missing_ok=True)

@@ -13,9 +13,10 @@ from clipflow.bulk import on_disk
 from clipflow.bulk.build import INDEXING, Told
 from clipflow.bulk.mapped import Mapped
 from clipflow.errors import ReadOnly, StorageFull
-from clipflow.index.approximate import Approximate, check_kind, save
+from clipflow.index.approximate import Approximate, save
 from clipflow.index.build import build
 from clipflow.index.choice import Choice, Wanted, choose
+from clipflow.index.trial import check_kind
 
 
 def write(source: Mapped, file: Path, wanted: Wanted, told: Told) -> Choice:

@@ -15,7 +15,8 @@ def add_commands(commands: Any) -> None:
         'load',
         help='load vectors that are there already',
         description="Load vectors and metadata: clip-retrieval's layout, or vectors.npy with documents.jsonl. They are "
-        'of the model that CLIPFLOW_MODEL names. Interrupted, what is loaded stays; begin again.',
+        'of the model that CLIPFLOW_MODEL names. All are checked first; of a folder that is refused nothing is stored. '
+        'Interrupted, what is loaded stays; begin again.',
     )
     load.add_argument('folder', type=Path)
     load.add_argument('--shards', type=int, help='into so many shards (as many as there are, else 1)')
@@ -44,25 +45,37 @@ def add_commands(commands: Any) -> None:
 def _load(given: argparse.Namespace) -> int:
     from clipflow.bulk import exchange, workspace
     from clipflow.bulk.mapped import Mapped
-    from clipflow.errors import NotFound
+    from clipflow.errors import NotFound, StorageFull
     from clipflow.settings import IndexerSettings
+    from clipflow.store.sqlite import other_precision
 
     folder, spec = _place()
     mixed = IndexerSettings.load().mix_precisions
-    source, numbered = Mapped(given.folder), exchange.numbered(given.folder)
+    source = Mapped(given.folder)
     source.check_model(spec)
     try:
         shards = workspace.shards_in(folder) if given.shards is None else given.shards
     except NotFound:
         shards = 1
     count = source.count()
-    with workspace.opened(folder, spec, shards) as stores, progress('loading', count) as moved:
-        before = sum(store.count() for store in stores)
-        for records in exchange.read(given.folder):
-            if numbered:
-                workspace.check_numbered(stores, records)
-            workspace.put(stores, records, source.precision, mixed=mixed)
-            moved(len(records))
+    with workspace.opened(folder, spec, shards) as stores, bars(count, 'checking', 'loading') as moved:
+        before, done = sum(store.count() for store in stores), 0
+        for store in stores:
+            if store.count() and not mixed and store.precision() != source.precision:
+                raise other_precision(store.precision(), source.precision)
+        for records, unnamed in exchange.read_named(given.folder):
+            workspace.check_numbered(stores, unnamed)
+            moved('checking', len(records))
+        try:
+            for records in exchange.read(given.folder):
+                workspace.put(stores, records, source.precision, mixed=mixed)
+                done += len(records)
+                moved('loading', len(records))
+        except StorageFull:
+            raise StorageFull(
+                f'no space is left in {folder}; the first {done:,} of {count:,} documents are stored. Free some, '
+                'and the same command stores all'
+            ) from None
         replaced = count - sum(store.count() for store in stores) + before
     again = f', {replaced:,} of them in the place of others with the same id' if replaced else ''
     print(f'{count:,} documents of {given.folder} are in {folder}{again}')
@@ -84,9 +97,10 @@ def _dump(given: argparse.Namespace) -> int:
 def _quantizer(given: argparse.Namespace) -> int:
     from clipflow.bulk import workspace
     from clipflow.errors import InvalidParameter, NotFound
-    from clipflow.index.approximate import NAMED, Approximate, cause_of
+    from clipflow.index.approximate import Approximate, cause_of
     from clipflow.index.build import sampled
     from clipflow.index.choice import Wanted, choose, memory_for_vectors
+    from clipflow.index.trial import NAMED, check_kind
 
     folder, spec = _place()
     with workspace.opened(folder, spec, workspace.shards_in(folder)) as stores:
@@ -101,6 +115,7 @@ def _quantizer(given: argparse.Namespace) -> int:
                 f'for {count:,} documents {given.kind} would be flat, which learns nothing; name a --kind such as '
                 'IVF1024,SQ8'
             )
+        check_kind(given.kind, dimension)
         main = Approximate.create(factory, dimension)
         main.train(sampled(stores, main))
     try:

@@ -160,7 +160,7 @@ def _systems(given: argparse.Namespace) -> 'list[System]':
     other = _other(own, given.against) if given.against else replace(own, index_kind='flat', head=None)
     systems = [own] if own == other else [other, own]
     for kind in {system.index_kind for system in systems} - {'flat'}:
-        from clipflow.index.approximate import check_kind
+        from clipflow.index.trial import check_kind
 
         check_kind(kind, 0)
     return systems

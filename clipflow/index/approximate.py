@@ -39,19 +39,7 @@ _PIECE_SECONDS = 0.02
 """Searches wait for one piece of an addition: well below the 50 ms that they may wait for writes."""
 
 
-NAMED = ('auto', 'flat', 'hnsw', 'ivf', 'ivfpq')
-
-
-def check_kind(kind: str, dimension: int) -> None:
-    """Raises InvalidParameter for a kind that is neither named nor one that FAISS can make.
-
-    Without vectors their dimension is not known (0) and taken to be 768, which most codes divide.
-    """
-    if kind not in NAMED:
-        Approximate.create(kind, dimension or 768)
-
-
-def cause_of(error: RuntimeError) -> str:
+def cause_of(error: Exception) -> str:
     """What FAISS says, without the C++ signature before it."""
     return str(error).rpartition(': ')[2] or str(error)
 
@@ -64,28 +52,26 @@ def save(index: Any, path: Path) -> None:
         raise OSError(cause_of(error)) from None
 
 
-def _takes_filters(index: Any) -> bool:
-    """Whether a search can be told to look among some vectors only; FAISS says so before it looks at anything else."""
-    try:
-        index.search(np.zeros((1, index.d), np.float32), 1, params=faiss.SearchParameters())
-    except RuntimeError as error:
-        return 'params not supported' not in str(error)
-    return True
-
-
 class Turns:
-    """Many readers or one writer; a waiting writer goes before new readers, and holds its turn briefly."""
+    """Many readers or one writer at a time.
+
+    A waiting writer goes before new readers, and those who waited for it go before the next one: a writer with many short
+    turns, one right after the other, holds up nobody for longer than one of them.
+    """
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._readers = 0
+        self._waiting = 0
+        self._owed = 0  # turns of readers who waited for the last writer
         self._writing = False
 
     @contextmanager
     def reading(self) -> Iterator[None]:
         """Among other readers."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._writing)
+            if self._writing:
+                self._wait()
             self._readers += 1
         try:
             yield
@@ -95,11 +81,21 @@ class Turns:
                 if not self._readers:
                     self._changed.notify_all()
 
+    def _wait(self) -> None:
+        self._waiting += 1
+        try:
+            self._changed.wait_for(lambda: not self._writing)
+        finally:
+            self._waiting -= 1
+            self._owed = max(0, self._owed - 1)
+            if not self._owed:
+                self._changed.notify_all()
+
     @contextmanager
     def writing(self) -> Iterator[None]:
         """Alone."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._writing)
+            self._changed.wait_for(lambda: not self._writing and not self._owed)
             self._writing = True
             self._changed.wait_for(lambda: not self._readers)
         try:
@@ -107,6 +103,7 @@ class Turns:
         finally:
             with self._changed:
                 self._writing = False
+                self._owed = self._waiting
                 self._changed.notify_all()
 
 
@@ -127,9 +124,12 @@ class Approximate:
         self.rerank = 1  # so many times the limit are candidates, of a kind that is not exact
         self.recall = 0.0  # as measured when both were tuned
         self.tuned_at = 0  # vectors that there were then
+        self.aimed = 0.0  # the recall that was asked for then
         ivf = faiss.try_extract_index_ivf(index)
         self.lists = int(ivf.nlist) if ivf is not None else 0
         self._graph = 'HNSW' in factory and ivf is None
+        # Else the lists are found through an index too, which may miss some.
+        self._all_lists = ivf is None or isinstance(faiss.downcast_index(ivf.quantizer), faiss.IndexFlat)
         self._transformed = isinstance(faiss.downcast_index(index), faiss.IndexPreTransform)
         # Whether FAISS keeps the vectors as they are.
         self.exact = bool(re.fullmatch(r'(IVF\w+,|HNSW\d+,)?Flat|HNSW\d+', factory))
@@ -142,14 +142,14 @@ class Approximate:
         """An empty index of a kind.
 
         Raises:
-            InvalidParameter: FAISS knows no such kind, or it cannot serve here.
+            InvalidParameter: FAISS knows no such kind. Whether it can serve is found out by `trial`.
         """
         try:
             index = faiss.index_factory(dimension, factory, faiss.METRIC_INNER_PRODUCT)
         except (RuntimeError, AssertionError):
             raise InvalidParameter(
-                f'{factory!r} is not a kind of index: {", ".join(NAMED)}, or a factory string of FAISS that fits '
-                f'{dimension} dimensions'
+                f'{factory!r} is not a kind of index: auto, flat, hnsw, ivf, ivfpq, or a factory string of FAISS '
+                f'that fits {dimension} dimensions'
             ) from None
         if 'IDMap' in factory or 'Refine' in factory or re.search(r',RFlat', factory):
             raise InvalidParameter(f'leave IDMap and refinement out of {factory!r}: clipflow does both itself')
@@ -166,8 +166,6 @@ class Approximate:
             inner.do_polysemous_training = False
             inner.pq.cp.min_points_per_centroid = 1
             inner.pq.cp.niter = _ROUNDS
-        if lists is None and not _takes_filters(inner):
-            raise InvalidParameter(f'{factory!r} cannot serve: FAISS has no filters for it; choose another kind')
         return cls(index, factory)
 
     @classmethod
@@ -291,7 +289,9 @@ class Approximate:
         rows = np.ascontiguousarray(queries)
         with self._turns.reading():
             total = len(self)
-            searched = self.faiss
+            searched, most = self.faiss, min(count, max(total, 1))
+            if not self._all_lists and effort >= self.lists:
+                return *self._in_every_list(rows, most, selector), total
             if self._graph and effort >= self.most:
                 # Not every vector of a graph can be reached: the vectors themselves are compared.
                 searched, rows = self._beneath(rows)
@@ -300,17 +300,40 @@ class Approximate:
                 options = self._options(effort, count, selector)
             else:
                 options = self._usual(effort, count)
-            scores, slots = searched.search(rows, min(count, max(total, 1)), params=options)
+            scores, slots = searched.search(rows, most, params=options)
         return scores, slots, total
 
     def _beneath(self, rows: NDArray[np.float32]) -> tuple[Any, NDArray[np.float32]]:
         """The vectors of a graph, as an index, and [Q, D] as it takes them."""
         graph = faiss.downcast_index(self.faiss)
         if self._transformed:
-            for number in range(graph.chain.size()):
-                rows = graph.chain.at(number).apply(rows)
+            rows = self._chained(rows, graph)
             graph = faiss.downcast_index(graph.index)
         return faiss.downcast_index(graph.storage), rows
+
+    def _in_every_list(
+        self, rows: NDArray[np.float32], count: int, selector: Any
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """As `search`, where the quantizer itself does not find all lists."""
+        ivf = faiss.extract_index_ivf(self.faiss)
+        if self._transformed:
+            rows = self._chained(rows, faiss.downcast_index(self.faiss))
+        near = np.ascontiguousarray(rows @ ivf.quantizer.reconstruct_n(0, self.lists).T)
+        lists = np.tile(np.arange(self.lists), (len(rows), 1))
+        scores = np.empty((len(rows), count), np.float32)
+        slots = np.empty((len(rows), count), np.int64)
+        options = faiss.SearchParametersIVF(nprobe=self.lists, **({} if selector is None else {'sel': selector}))
+        pointers = [faiss.swig_ptr(array) for array in (rows, lists, near, scores, slots)]
+        asked, *others = pointers
+        ivf.search_preassigned_c(len(rows), asked, count, *others, False, options)
+        return scores, slots
+
+    @staticmethod
+    def _chained(rows: NDArray[np.float32], index: Any) -> NDArray[np.float32]:
+        """[Q, D] as the index behind its transformations takes them."""
+        for number in range(index.chain.size()):
+            rows = index.chain.at(number).apply(rows)
+        return rows
 
     def _usual(self, effort: int, count: int) -> Any:
         """Options without a selector: kept, because making them takes a while and requests ask alike."""

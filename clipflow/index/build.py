@@ -10,7 +10,7 @@ from clipflow.index.approximate import Approximate
 from clipflow.index.base import Stored
 from clipflow.index.choice import Choice
 from clipflow.index.layered import LayeredIndex
-from clipflow.index.tuning import SAMPLE, Best, Watch, aim, calibration, tune
+from clipflow.index.tuning import SAMPLE, Best, Watch, calibration, tune
 
 _SAMPLE_PER_LIST = 64
 
@@ -49,7 +49,7 @@ def build(store: Stored, choice: Choice, asked: NDArray[np.float32], recall: flo
         watch('filling', min(1.0, done / count))
     if main is not None and len(main):
         watch('tuning', 0.0)
-        tune(index, best, aim(recall, asked))
+        tune(index, best, asked, recall)
     return index
 
 

@@ -26,6 +26,7 @@ class Wanted:
         memory: bytes that vectors may take in memory.
         recall: share of the true ten best that a search is to find.
         trained: an index without vectors, whose clusters and codes are used instead of learning own ones.
+        learnt: the checksum of that file, so that another one is noticed.
     """
 
     kind: str = 'auto'
@@ -33,16 +34,25 @@ class Wanted:
     memory: int = 1 << 32
     recall: float = 0.98
     trained: Path | None = None
+    learnt: str = ''
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A kind, FAISS's factory string for it (empty for flat), the bytes it will take, and a sentence for `/status`."""
+    """A kind, FAISS's factory string for it (empty for flat), the bytes it will take, and a sentence for `/status`.
+
+    Of kind "trained" the factory is the path of the file, and `learnt` its checksum.
+    """
 
     kind: str
     factory: str
     memory: int
     why: str
+    learnt: str = ''
+
+    def makes(self, other: 'Choice') -> bool:
+        """Whether both lead to the same index."""
+        return (self.factory, self.learnt) == (other.factory, other.learnt)
 
 
 def choose(wanted: Wanted, count: int, dimension: int, current: Choice | None = None) -> Choice:
@@ -56,7 +66,7 @@ def choose(wanted: Wanted, count: int, dimension: int, current: Choice | None = 
         return _because(flat, 'asked for')
     if wanted.trained is not None:
         # All shards have to be of the one kind that was trained for them, also small ones.
-        return Choice('trained', str(wanted.trained), flat.memory, 'CLIPFLOW_INDEX_TRAINED')
+        return Choice('trained', str(wanted.trained), flat.memory, 'CLIPFLOW_INDEX_TRAINED', wanted.learnt)
     if count < LEAST:
         return _because(flat, f'exact; other kinds begin at {LEAST:,} documents')
     if wanted.kind == 'auto':
@@ -110,6 +120,8 @@ def _kept(current: Choice | None, found: Choice) -> Choice:
     """`current`, unless it is of another kind or format, or made for a collection of another order of size."""
     if current is None or current.kind != found.kind:
         return found
+    if found.kind == 'factory':  # as many lists as are asked for
+        return current if current.factory == found.factory else found
     (old, old_rest), (new, new_rest) = _split(current.factory), _split(found.factory)
     same = old_rest == new_rest and new < old * _GROWTH and old < new * _GROWTH
     return current if same else found

@@ -10,9 +10,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import faiss
 import numpy as np
@@ -30,6 +31,7 @@ from clipflow.store import layout
 from clipflow.store.sqlite import Store
 
 log = logging.getLogger('clipflow.indexer')
+R = TypeVar('R')
 
 MERGE_AT = 2048
 """Plain rows beside a FAISS part: with so many the exact search of them takes a few hundred microseconds."""
@@ -144,7 +146,7 @@ class Keeper:
                     snapshot.drop(self._folder)
                     self.snapshot_sequence = 0
                     return {'documents': 0, 'sequence': self._store.last_sequence(), 'bytes': 0}
-                path = snapshot.write(self._folder, moment)
+                path = _aside(lambda: snapshot.write(self._folder, moment))
             except OSError as error:
                 self._changes += changes  # still to be done
                 cause = error.strerror or error
@@ -200,9 +202,7 @@ class Keeper:
     # The thread.
 
     def _run(self) -> None:
-        # Searches come first: this thread, and those that FAISS starts from it, take what they leave.
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
-        faiss.omp_set_num_threads(max(1, faiss.omp_get_max_threads() // 2))
+        faiss.omp_set_num_threads(1)
         while not self._stop.is_set():
             tasks = {'building': self._renew, 'merging': self._merge, 'tuning': self._tune, 'snapshot': self._save}
             for name, task in tasks.items():
@@ -234,12 +234,13 @@ class Keeper:
             if index is None or choice is None:
                 return
             better = choose(self._wanted, len(index), index.dimension, choice)
-            if better.factory == choice.factory and not _rotten(index):
+            if better.makes(choice) and not _rotten(index):
                 self.choice = better
                 return
             self._journal = []
         try:
-            new = build(self._store, better, self._queries(index.dimension), self._wanted.recall, self._watch)
+            queries = self._queries(index.dimension)
+            new = _aside(lambda: build(self._store, better, queries, self._wanted.recall, self._watch))
             while len(journal := self._taken()) > _JOURNAL_END:
                 self._catch_up(new, journal)
             with self._tending, self.writing:
@@ -278,10 +279,16 @@ class Keeper:
                 index.merge(MERGE_AT)
 
     def _tune(self) -> None:
-        """Find the effort anew when the FAISS part has grown: to more vectors a small effort finds too few."""
-        index = self.index
-        if index is not None and index.main is not None and len(index.main) >= max(1, GROWN * index.main.tuned_at):
-            retune(self._store, index, self._queries(index.dimension), self._wanted.recall, self._watch)
+        """Find the effort anew for another recall, or when the FAISS part has grown: a small one finds too few then."""
+        index, wanted = self.index, self._wanted.recall
+        main = index.main if index is not None else None
+        if index is None or main is None or not len(main):
+            return
+        if main.aimed != wanted or len(main) >= GROWN * main.tuned_at:
+            queries = self._queries(index.dimension)
+            _aside(lambda: retune(self._store, index, queries, wanted, self._watch))
+            with self.writing:
+                self._note(1)  # the next snapshot has it
 
     def _save(self) -> None:
         late = self._changes > 0 and time.monotonic() - self._changed_at >= self._policy.seconds
@@ -320,10 +327,25 @@ class Keeper:
         """Whether the thread has something to do; cheap, because every write asks."""
         merging = index.main is not None and index.unmerged >= MERGE_AT
         better = choose(self._wanted, len(index), index.dimension, choice)
-        return merging or _rotten(index) or better.factory != choice.factory
+        return merging or _rotten(index) or not better.makes(choice)
 
     def _forget(self) -> None:
         self.index, self.choice, self._journal = None, None, None
+
+
+def _aside(work: Callable[[], R]) -> R:
+    """Do long work that nobody waits for.
+
+    Searches come first: its thread, and those that FAISS starts from it, take what they leave. It must not hold what
+    searches need, which they would then wait for as long as the processors are busy.
+    """
+
+    def step_back() -> None:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
+        faiss.omp_set_num_threads(max(1, faiss.omp_get_max_threads() // 2))
+
+    with ThreadPoolExecutor(1, thread_name_prefix='keeper-aside', initializer=step_back) as pool:
+        return pool.submit(work).result()
 
 
 def _rotten(index: LayeredIndex) -> bool:

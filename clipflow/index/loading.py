@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from clipflow.errors import InvalidParameter
 from clipflow.index import snapshot
 from clipflow.index.build import build
 from clipflow.index.choice import Choice, Wanted, choose
@@ -35,16 +36,23 @@ def load(store: Store, wanted: Wanted, watch: Watch) -> Loaded | None:
 
     Args:
         store: nobody may write to it.
-        wanted: the kind, for one that is built. It is plain rows where these fit in memory: then it serves at once.
+        wanted: the kind, for one that is built. It is plain rows where these fit in memory: then it serves at once. A
+            kind that cannot be learnt leaves plain rows too; whoever keeps the index tries it again, and tells.
         watch: see `build`.
 
     Raises:
-        InvalidParameter, DimensionMismatch: the kind has to be built now, and cannot be.
+        DimensionMismatch: the kind has to be built now, from a trained index of other vectors.
     """
     if not store.dimension():
         return None
+    count, dimension = store.count(), store.dimension()
+
+    def fits(choice: Choice) -> bool:
+        taken = choice.memory if choice.factory else choose(Wanted('flat'), count, dimension).memory
+        return taken <= wanted.memory or choose(wanted, count, dimension, choice).memory >= taken
+
     try:
-        index, choice, sequence = snapshot.read(store.directory / layout.SNAPSHOTS, store)
+        index, choice, sequence = snapshot.read(store.directory / layout.SNAPSHOTS, store, fits)
     except snapshot.Unusable as reason:
         return _built(store, wanted, watch, str(reason))
     later = _catch_up(index, store, sequence)
@@ -55,7 +63,12 @@ def _built(store: Store, wanted: Wanted, watch: Watch, reason: str) -> Loaded:
     count, dimension = store.count(), store.dimension()
     flat = choose(Wanted('flat'), count, dimension)
     choice = flat if flat.memory <= wanted.memory else choose(wanted, count, dimension)
-    index = build(store, choice, np.empty((0, dimension), np.float32), wanted.recall, watch)
+    nobody = np.empty((0, dimension), np.float32)
+    try:
+        index = build(store, choice, nobody, wanted.recall, watch)
+    except InvalidParameter:
+        choice = flat
+        index = build(store, choice, nobody, wanted.recall, watch)
     return Loaded(index, choice, 0, 0, f'{len(index):,} documents read from the database ({reason})')
 
 

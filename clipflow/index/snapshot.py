@@ -13,7 +13,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -88,7 +88,7 @@ def write(folder: Path, moment: Moment) -> Path:
         main = moment.index.main
         if main is not None:
             save(main.faiss, temporary / 'main.faiss')
-            sums['main.faiss'] = _sum(temporary / 'main.faiss')
+            sums['main.faiss'] = checksum(temporary / 'main.faiss')
         meta = {
             'format': FORMAT,
             'token': moment.token,
@@ -96,7 +96,7 @@ def write(folder: Path, moment: Moment) -> Path:
             'dimension': moment.index.dimension,
             'choice': asdict(moment.choice),
             'factory': main.factory if main is not None else '',
-            'tuned': [main.effort, main.rerank, main.recall, main.tuned_at] if main is not None else [],
+            'tuned': [main.effort, main.rerank, main.recall, main.tuned_at, main.aimed] if main is not None else [],
             'sums': sums,
         }
         (temporary / 'meta.json').write_text(json.dumps({'meta': meta, 'sum': _sum_of(meta)}))
@@ -123,11 +123,11 @@ def drop(folder: Path) -> None:
         shutil.rmtree(folder)
 
 
-def read(folder: Path, store: Store) -> tuple[LayeredIndex, Choice, int]:
+def read(folder: Path, store: Store, fits: Callable[[Choice], bool]) -> tuple[LayeredIndex, Choice, int]:
     """The index as it was in the newest snapshot, its kind, and the sequence number up to which it knows the store.
 
     Raises:
-        Unusable: there is none, it is damaged, or it does not belong to this database.
+        Unusable: there is none, it is damaged, it does not belong to this database, or its kind does not fit.
     """
     path = layout.newest(folder)
     if path is None:
@@ -142,7 +142,10 @@ def read(folder: Path, store: Store) -> tuple[LayeredIndex, Choice, int]:
         # A database that was put back does not know the snapshots that came after it was copied.
         if meta['token'] not in store.snapshots():
             raise Unusable('it belongs to another database, or to a later state of this one')
-        return _index(path, meta, store), Choice(**meta['choice']), int(meta['sequence'])
+        choice = Choice(**meta['choice'])
+        if not fits(choice):
+            raise Unusable(f'its {choice.factory or "flat"} takes more memory than CLIPFLOW_INDEX_MEMORY allows')
+        return _index(path, meta, store), choice, int(meta['sequence'])
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, AssertionError) as error:
         # RuntimeError and AssertionError: FAISS's words for a file that it cannot read.
         raise Unusable(f'it cannot be read: {str(error)[:200] or type(error).__name__}') from None
@@ -162,17 +165,17 @@ def _index(path: Path, meta: dict[str, Any], store: Store) -> LayeredIndex:
         raise Unusable('its vectors are of another length')
     main = None
     if 'main.faiss' in sums:
-        _check(path / 'main.faiss', sums, _sum(path / 'main.faiss'))
+        _check(path / 'main.faiss', sums, checksum(path / 'main.faiss'))
         main = Approximate(faiss.read_index(str(path / 'main.faiss')), meta['factory'])
-        # One of before that was noted is tuned again.
-        main.effort, main.rerank, main.recall, main.tuned_at = [*meta['tuned'], 0][:4]
+        # One of before the last two were noted is tuned again.
+        main.effort, main.rerank, main.recall, main.tuned_at, main.aimed = [*meta['tuned'], 0, 0][:5]
     keys = np.fromfile(path / 'keys.i64', dtype=np.int64)
     _check(path / 'keys.i64', sums, xxhash.xxh3_128_hexdigest(keys.data))
     index = LayeredIndex(dimension, store.vectors_of, main)
-    checksum = xxhash.xxh3_128()
+    seen = xxhash.xxh3_128()
     with (path / 'rows.f32').open('rb') as file:
-        index.restore(keys, _blocks(file, dimension, checksum))
-    _check(path / 'rows.f32', sums, checksum.hexdigest())
+        index.restore(keys, _blocks(file, dimension, seen))
+    _check(path / 'rows.f32', sums, seen.hexdigest())
     return index
 
 
@@ -204,9 +207,10 @@ def _sum_of(meta: dict[str, Any]) -> str:
     return str(xxhash.xxh3_128_hexdigest(json.dumps(meta, sort_keys=True).encode()))
 
 
-def _sum(path: Path) -> str:
-    checksum = xxhash.xxh3_128()
+def checksum(path: Path) -> str:
+    """Of a file: 128 bits of xxHash3, in hexadecimal."""
+    found = xxhash.xxh3_128()
     with path.open('rb') as file:
         while chunk := file.read(_CHUNK):
-            checksum.update(chunk)
-    return str(checksum.hexdigest())
+            found.update(chunk)
+    return str(found.hexdigest())

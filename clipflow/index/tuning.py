@@ -7,6 +7,7 @@ vectors as captions do.
 
 from collections.abc import Callable, Iterable, Iterator
 
+import faiss
 import numpy as np
 from numpy.typing import NDArray
 
@@ -64,13 +65,12 @@ class Best:
 
     def look(self, keys: NDArray[np.int64], rows: NDArray[np.float32]) -> None:
         """[n] and [n, D]."""
-        if not len(self.queries):
+        if not len(self.queries) or not len(rows):
             return
-        scores = self.queries @ rows.T
-        # Soon only few rows are among the best of any query, and only those are worth sorting.
-        better = np.flatnonzero((scores > self._scores.min(axis=1, keepdims=True)).any(axis=0))
-        scores = np.concatenate([self._scores, scores[:, better]], axis=1)
-        known = np.concatenate([self.keys, np.broadcast_to(keys[better], (len(scores), len(better)))], axis=1)
+        # Not NumPy's product: its threads serve one caller at a time, and searches would wait for this one.
+        near, places = faiss.knn(self.queries, rows, min(PLACES, len(rows)), metric=faiss.METRIC_INNER_PRODUCT)
+        scores = np.concatenate([self._scores, near], axis=1)
+        known = np.concatenate([self.keys, keys[places]], axis=1)
         top = np.argpartition(-scores, PLACES - 1, axis=1)[:, :PLACES]
         self._scores, self.keys = np.take_along_axis(scores, top, 1), np.take_along_axis(known, top, 1)
 
@@ -95,10 +95,12 @@ def aim(recall: float, asked: NDArray[np.float32]) -> float:
     return recall if len(asked) >= QUERIES else (1 + recall) / 2
 
 
-def tune(index: LayeredIndex, best: Best, recall: float) -> None:
-    """Set the effort of the FAISS part of an index; `best` is of what is in that part. See `smallest`."""
+def tune(index: LayeredIndex, best: Best, asked: NDArray[np.float32], wanted: float) -> None:
+    """Set the effort of the FAISS part of an index; `best` is of what is in that part. See `aim` and `smallest`."""
     main = index.main
     assert main is not None
+    recall = aim(wanted, asked)
+    main.aimed = wanted
     slots = index.table.slots(best.keys.ravel()).reshape(best.keys.shape)
     if main.exact and main.mapped and ((slots >= 0) & (slots < len(main))).all():
         # What is in a list that is searched is found: no search is needed to know how much that is.
@@ -167,4 +169,4 @@ def retune(store: Stored, index: LayeredIndex, asked: NDArray[np.float32], recal
         best.look(keys[merged], rows[merged])
         done += len(keys)
         watch('tuning', min(1.0, done / count))
-    tune(index, best, aim(recall, asked))
+    tune(index, best, asked, recall)

@@ -4,10 +4,12 @@ from typing import Any
 
 from clipflow.border.indexing import Indexing
 from clipflow.filters import Filter, compile_filter
-from clipflow.index.approximate import Approximate, check_kind
+from clipflow.index.approximate import Approximate
 from clipflow.index.choice import Wanted, memory_for_vectors
 from clipflow.index.keeper import Snapshots
 from clipflow.index.live import LiveIndex
+from clipflow.index.snapshot import checksum
+from clipflow.index.trial import check_kind
 from clipflow.settings import IndexerSettings
 from clipflow.store import generations
 from clipflow.store.sqlite import Store
@@ -25,12 +27,14 @@ class VectorIndexer(Indexing):
         super().open()
         settings = self.settings
         self.shard, self.shards = settings.shard, settings.shards
-        directory = generations.current(settings.workspace) / str(settings.shard)
+        directory = generations.cleared(settings.workspace) / str(settings.shard)
         memory = settings.index_memory or memory_for_vectors()
         kind, trained = settings.index_kind, settings.index_trained
-        wanted = Wanted(kind, settings.index_vectors, memory, settings.index_recall, trained)
+        learnt = '' if trained is None or not trained.is_file() else checksum(trained)
+        wanted = Wanted(kind, settings.index_vectors, memory, settings.index_recall, trained, learnt)
         store = Store(directory, self.spec.fingerprint, self.spec.name, settings.indexed_tags, settings.shards)
-        check_kind(settings.index_kind, store.dimension())
+        generations.check(directory.parent)
+        check_kind(settings.index_kind, store.dimension() or self.spec.dimension)
         if trained is not None:
             Approximate.read(trained, store.dimension())
         self._index = index = LiveIndex(store, wanted, Snapshots(settings.snapshot_changes, settings.snapshot_seconds))

@@ -12,12 +12,14 @@ from numpy.typing import NDArray
 from clipflow.errors import DimensionMismatch, InvalidParameter
 from clipflow.filters import compile_filter
 from clipflow.index import approximate, keeper, layered
-from clipflow.index.approximate import Approximate, check_kind
+from clipflow.index.approximate import Approximate
 from clipflow.index.base import Effort
 from clipflow.index.choice import Wanted, choose
 from clipflow.index.keeper import Snapshots, _rotten
 from clipflow.index.live import Hit, LiveIndex, Query
 from clipflow.index.reference import ReferenceIndex
+from clipflow.index.snapshot import checksum
+from clipflow.index.trial import check_kind
 from clipflow.index.tuning import QUERIES
 from clipflow.store.reading import Record
 from clipflow.store.sqlite import Store
@@ -274,11 +276,19 @@ def test_shards_share_the_clusters_that_were_learnt_once(vectors: NDArray[np.flo
 
 
 def test_a_kind_that_faiss_does_not_know_and_a_trained_index_that_is_none_are_refused(tmp_path: Path) -> None:
-    # The last four are kinds of FAISS, which cannot be told to look among some documents only.
-    for kind in ('bogus', 'IVF8', 'IDMap,Flat', 'IVF8,SQ8,RFlat', 'PQ7', 'PQ4x4fs', 'NSG32', 'RQ4x8', 'PCA8,RQ2x8'):
-        with pytest.raises(InvalidParameter):
+    for kind in ('bogus', 'IVF8', 'IDMap,Flat', 'IVF8,SQ8,RFlat', 'PQ7'):
+        with pytest.raises(InvalidParameter, match='is not a kind of index|leave IDMap'):
             check_kind(kind, DIMENSION)
-    for kind in ('auto', 'flat', 'hnsw', 'ivf', 'ivfpq', 'IVF8,SQ8', 'HNSW32_SQfp16', 'PCA8,HNSW16', 'SQ8', 'PQ8'):
+    # They cannot be told to look among some documents only.
+    for kind in ('PQ8', 'PQ4x4fs', 'RQ4x8', 'PCA8,RQ2x8', 'IVF8,RQ4x4'):
+        with pytest.raises(InvalidParameter, match='cannot serve: FAISS has no filters for it'):
+            check_kind(kind, DIMENSION)
+    # These end the process, or cannot be added to.
+    for kind in ('HNSW0', 'HNSW1', 'IVF0,Flat', 'IVF8,FlatDedup', 'NSG32'):
+        with pytest.raises(InvalidParameter, match=f'{kind!r} cannot serve: FAISS '):
+            check_kind(kind, DIMENSION)
+    served = ('auto', 'flat', 'hnsw', 'ivf', 'ivfpq', 'IVF8,SQ8', 'HNSW32_SQfp16', 'PCA8,HNSW16', 'SQ8')
+    for kind in (*served, 'IVF65536_HNSW32,PQ4', 'PCA8,IVF64_HNSW8,SQ8', 'PQ4x16'):
         check_kind(kind, DIMENSION)
     (tmp_path / 'x').write_text('no')
     with pytest.raises(InvalidParameter, match='clipflow quantizer'):
@@ -322,6 +332,115 @@ def test_a_kind_that_cannot_be_built_of_what_is_there_says_why(tmp_path: Path) -
     learnt.write(tmp_path / 'learnt.faiss')
     (warning,) = warned(tmp_path / 'trained', Wanted(trained=tmp_path / 'learnt.faiss'), units)
     assert 'learnt.faiss was trained with vectors of 16 dimensions, not of 8' in warning
+
+
+@pytest.mark.parametrize('kind', ['IVF128_HNSW4,Flat', 'IVF128_HNSW4,SQ8', 'PCA24,IVF128_HNSW4,SQ8'])
+def test_lists_that_are_found_through_a_graph_are_all_found_when_all_are_needed(
+    kind: str, vectors: NDArray[np.float32], tmp_path: Path
+) -> None:
+    live = opened(tmp_path, kind)
+    fill(live, vectors, 0, COUNT)
+    until(lambda: live.status()['kind'] != 'flat', 120, 'it is of the kind')
+    asked = queries(vectors, 20)
+    assert [len(hits) for hits in live.search(asked, Query(COUNT))] == [COUNT] * 20
+    red = live.search(asked, Query(COUNT, compile_filter({'red': True})))
+    assert [len(hits) for hits in red] == [COUNT // 10] * 20
+    live.delete([str(n) for n in range(5, COUNT)])
+    assert {hit.record.id for hits in live.search(asked, Query(5)) for hit in hits} == {'0', '1', '2', '3', '4'}
+    assert [len(hits) for hits in live.search(asked, Query(5))] == [5] * 20
+    live.close()
+
+
+def again(folder: Path, wanted: Wanted) -> LiveIndex:
+    return LiveIndex(Store(folder, 'abc', 'm'), wanted, Snapshots(10**9, 10**9))
+
+
+def test_another_number_of_lists_is_learnt_after_a_start_from_a_snapshot(
+    vectors: NDArray[np.float32], tmp_path: Path
+) -> None:
+    live = opened(tmp_path, 'IVF8,SQ8')
+    fill(live, vectors, 0, COUNT)
+    settled(live, 'IVF8,SQ8').snapshot()
+    live.close()
+    live = opened(tmp_path, 'IVF16,SQ8')
+    until(lambda: live.status()['factory'] == 'IVF16,SQ8', 60, 'it has the lists that are asked for')
+    live.close()
+
+
+def test_another_recall_is_tuned_for_after_a_start_from_a_snapshot(
+    vectors: NDArray[np.float32], tmp_path: Path
+) -> None:
+    live = again(tmp_path, Wanted('IVF32,Flat', recall=0.3))
+    fill(live, vectors, 0, COUNT)
+    settled(live, 'IVF32,Flat').snapshot()
+    small = live.status()['effort']
+    live.close()
+    live = again(tmp_path, Wanted('IVF32,Flat', recall=0.99))
+    assert 'from a snapshot' in live.status()['start']
+    until(lambda: live.status()['effort'] > small, 60, 'it looks harder')
+    until(lambda: live.status()['recall'] >= 0.99 and not live.status()['warnings'], 60, 'the recall is reached')
+    live.snapshot()
+    tuned = live.status()
+    live.close()
+    live = again(tmp_path, Wanted('IVF32,Flat', recall=0.99))
+    assert (live.status()['effort'], live.status()['recall']) == (tuned['effort'], tuned['recall'])
+    live.close()
+
+
+def test_another_trained_index_at_the_same_place_is_used(vectors: NDArray[np.float32], tmp_path: Path) -> None:
+    file = tmp_path / 'shared.faiss'
+
+    def learn(rows: NDArray[np.float32]) -> Wanted:
+        learnt = Approximate.create('IVF8,SQ8', DIMENSION)
+        learnt.train(rows)
+        learnt.write(file)
+        return Wanted(recall=RECALL, trained=file, learnt=checksum(file))
+
+    def centres(live: LiveIndex) -> NDArray[np.float32]:
+        index = live.keeper.index
+        assert index is not None
+        assert index.main is not None
+        found: NDArray[np.float32] = faiss.extract_index_ivf(index.main.faiss).quantizer.reconstruct_n(0, 8)
+        return found
+
+    live = again(tmp_path / 'workspace', learn(vectors[:COUNT]))
+    fill(live, vectors, 0, 200)
+    until(lambda: live.status()['kind'] == 'trained', 60, 'it has the clusters')
+    live.snapshot()
+    live.close()
+    live = again(tmp_path / 'workspace', learn(vectors[COUNT:]))
+    kept = faiss.read_index(str(file))  # else its parts go with it
+    wanted = faiss.extract_index_ivf(kept).quantizer.reconstruct_n(0, 8)
+    until(lambda: (centres(live) == wanted).all(), 60, 'it has the clusters of the new file')
+    live.close()
+
+
+def test_a_kind_that_cannot_be_learnt_does_not_stop_a_start(vectors: NDArray[np.float32], tmp_path: Path) -> None:
+    live = again(tmp_path, Wanted('flat'))
+    fill(live, vectors, 0, 1100)
+    live.close()
+    live = again(tmp_path, Wanted('PQ2x12', memory=1000))
+    assert [hits[0].record.id for hits in live.search(vectors[:3], Query(1))] == ['0', '1', '2']
+    until(lambda: live.status()['warnings'], 30, 'it has been tried')
+    assert live.status()['warnings'][0].startswith("'PQ2x12' cannot be learnt from 1,100 vectors: ")
+    live.close()
+
+
+def test_a_snapshot_that_needs_more_memory_than_is_left_to_it_is_not_loaded(
+    vectors: NDArray[np.float32], tmp_path: Path
+) -> None:
+    live = again(tmp_path, Wanted())
+    fill(live, vectors, 0, COUNT)
+    live.snapshot()
+    live.close()
+    live = again(tmp_path, Wanted())
+    assert 'from a snapshot' in live.status()['start']
+    live.close()
+    live = again(tmp_path, Wanted(memory=COUNT * (DIMENSION + 60)))
+    start = live.status()['start']
+    assert 'its flat takes more memory than CLIPFLOW_INDEX_MEMORY allows' in start, start
+    assert live.status()['factory'].endswith(',SQ8')
+    live.close()
 
 
 def test_lists_begin_when_there_are_as_many_documents() -> None:
