@@ -26,6 +26,7 @@ from index_graphs import (
     table,
 )
 
+from clipflow.index.approximate import Turns
 from clipflow.index.choice import Wanted
 from clipflow.index.live import LiveIndex, Query
 from clipflow.store.reading import Record
@@ -110,9 +111,9 @@ def blocked(options: Options) -> None:
     here = collection(options.workspace, options.large)
     turns = int(MIXED_SECONDS / TURN_SECONDS) + 2
     fresh = _fresh(options.large, options.rounds * turns * BATCH)
-    idle, beside, median = [], [], []
+    idle, beside, median, turns_taken = [], [], [], []
     by_kind: dict[str, list[float]] = {}
-    with _written(options, here) as live:
+    with _written(options, here) as live, _turns() as waits:
         for number in range(options.rounds):
             settle(live)
             alone = _lengths(_searching(live, here))
@@ -125,7 +126,9 @@ def blocked(options: Options) -> None:
             ]
             for thread in threads:
                 thread.start()
+            waits.clear()
             searches = _searching(live, here)
+            turns_taken.append(1000 * max(waits, default=0.0))
             log.stop.set()
             for thread in threads:
                 thread.join()
@@ -140,6 +143,7 @@ def blocked(options: Options) -> None:
         ['idle', spread(idle, '.1f')],
         ['beside writes', spread(beside, '.1f')],
         *([f'of those during: {name}', spread(values, '.1f')] for name, values in by_kind.items()),
+        ['of these, waiting for an addition to the FAISS part', spread(turns_taken, '.1f')],
         ['beside writes, p50', spread(median, '.1f')],
     )
     longer = [one - other for one, other in zip(beside, idle, strict=True)]
@@ -148,6 +152,26 @@ def blocked(options: Options) -> None:
         f'{spread(longer, ".1f")} ms longer than the longest when idle',
         max(longer) <= BLOCKED_MILLISECONDS,
     )
+
+
+@contextmanager
+def _turns() -> Iterator[list[float]]:
+    """Seconds that each search waits for its turns at the FAISS part."""
+    waits: list[float] = []
+    usual = Turns.reading
+
+    @contextmanager
+    def timed(turns: Turns) -> Iterator[None]:
+        begun = time.perf_counter()
+        with usual(turns):
+            waits.append(time.perf_counter() - begun)
+            yield
+
+    setattr(Turns, 'reading', timed)  # noqa: B010, mypy takes it for an assignment to a method
+    try:
+        yield waits
+    finally:
+        setattr(Turns, 'reading', usual)  # noqa: B010
 
 
 def _everything(live: LiveIndex, batches: Sequence[Sequence[Record]], turn: int, log: _Log) -> None:

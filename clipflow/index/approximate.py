@@ -55,8 +55,8 @@ def save(index: Any, path: Path) -> None:
 class Turns:
     """Many readers or one writer at a time.
 
-    A waiting writer goes before new readers, and those who waited for it go before the next one: a writer with many short
-    turns, one right after the other, holds up nobody for longer than one of them.
+    A waiting writer goes before new readers, and those who waited for it go before the next one: a writer with many
+    short turns, one right after the other, holds up nobody for longer than one of them.
     """
 
     def __init__(self) -> None:
