@@ -4,6 +4,7 @@ Texts pass sorted by length, padded to the longest of their minibatch and cut be
 allows it (tokens).
 """
 
+import itertools
 import logging
 import math
 import time
@@ -19,6 +20,7 @@ from clipflow.cache import Encoded, TextCache
 from clipflow.errors import ClipflowError, Internal, InvalidDocument, Unavailable
 from clipflow.preparation import check_parts, check_pixels
 from clipflow.sessions.base import IMAGE, TEXT, TOWERS, OutOfMemory, Session, Tower, grey
+from clipflow.templates import PLACE
 from clipflow.tokens import Tokenizer
 from clipflow.vectors import normalised, unit_vector
 from clipflow.weights import ModelSpec
@@ -53,12 +55,18 @@ def _slots(doc: Document) -> list[_Slot]:
 
 
 def in_jobs(docs: Sequence[Document], templates: Sequence[str], most: int) -> Iterator[tuple[Job, int]]:
-    """Documents in jobs of at most `most` items for the model, or of one Document that has more; and those items."""
+    """Documents in jobs of at most `most` items for the model, and the number of these items.
+
+    A job has to be run before the next is asked for: of a Document that has more items the parts go before it.
+    """
     some: list[Document] = []
     size = 0
     for doc in docs:
         # Each part is an item, and a text as many as there are templates.
         own = sum(len(templates) or 1 if slot.doc.text else 1 for slot in _slots(doc))
+        if own > most and not wire.failed(doc) and len(_slots(doc)) <= wire.MAX_PARTS:
+            yield from _pieces(doc, templates or (PLACE,), most)
+            own = 0
         if some and size + own > most:
             yield Job(some, templates), size
             some, size = [], 0
@@ -66,6 +74,31 @@ def in_jobs(docs: Sequence[Document], templates: Sequence[str], most: int) -> It
         size += own
     if some:
         yield Job(some, templates), size
+
+
+def _pieces(doc: Document, templates: Sequence[str], most: int) -> Iterator[tuple[Job, int]]:
+    """Jobs after which the Document, or each of its parts, has its embedding."""
+    parts = [slot.doc for slot in _slots(doc) if slot.doc.embedding is None]
+    items = iter([(part, form) for part in parts for form in (templates if part.text else (PLACE,))])
+    totals: dict[int, NDArray[np.float64]] = {}
+    while batch := list(itertools.islice(items, most)):
+        pieces = [
+            Document(id=doc.id, text=form.replace(PLACE, part.text))
+            if part.text
+            else Document(id=doc.id, tensor=part.tensor, weight=part.weight, tags=part.tags)
+            for part, form in batch
+        ]
+        yield Job(pieces), len(pieces)
+        for (part, _), piece in zip(batch, pieces, strict=True):
+            if error := wire.error_of(piece):
+                wire.fail(doc, error, STAGE)
+            if piece.embedding is None:
+                return  # nothing to encode is an error too, and found when it is the turn of the whole Document
+            totals[id(part)] = totals.get(id(part), 0.0) + piece.embedding.astype(np.float64)
+            if piece.tags.get(wire.TRUNCATED):
+                part.tags[wire.TRUNCATED] = True
+    for part in parts:
+        part.embedding = normalised(totals[id(part)])
 
 
 class Embedder:
@@ -113,7 +146,7 @@ class Embedder:
                 wire.fail(doc, type(error)(f'{doc.id!r}: {error.message}'), STAGE)
         sound = [(doc, parts, templates) for doc, parts, templates in found if not wire.failed(doc)]
         flat = [(part.doc, templates) for _, parts, templates in sound for part in parts if part.doc.embedding is None]
-        self._encode_texts([(doc, templates or ('{}',)) for doc, templates in flat if doc.text])
+        self._encode_texts([(doc, templates or (PLACE,)) for doc, templates in flat if doc.text])
         self._encode_pictures([doc for doc, _ in flat if doc.tensor is not None])
         for doc, parts, _ in sound:
             self._finish(doc, parts)
@@ -150,7 +183,7 @@ class Embedder:
             raise InvalidDocument('a picture did not pass the preprocessor')
 
     def _encode_texts(self, texts: Sequence[tuple[Document, Sequence[str]]]) -> None:
-        encoded = iter(self._encoded([form.replace('{}', doc.text) for doc, forms in texts for form in forms]))
+        encoded = iter(self._encoded([form.replace(PLACE, doc.text) for doc, forms in texts for form in forms]))
         for doc, forms in texts:
             of_forms = [next(encoded) for _ in forms]
             doc.embedding = normalised(np.sum([one.vector for one in of_forms], axis=0, dtype=np.float64))
@@ -204,7 +237,8 @@ class Embedder:
                     raise Unavailable('the device has no memory for a single item; is something else on it?') from None
                 self.batch_size = (size + 1) // 2
                 _log.warning('no memory for %d items at once, now %d: %s', size, self.batch_size, error)
-            self._used[tower] = time.monotonic()
+            finally:
+                self._used[tower] = time.monotonic()  # a call that fails may have brought it back
 
     def _finish(self, doc: Document, slots: list[_Slot]) -> None:
         if slots[0].doc is not doc:

@@ -2,7 +2,7 @@
 
 `{'price': {'$lt': 50}}`, nested paths `a__b`, `$and`, `$or`, `$not`, and the short form `{'color': 'red'}`
 for `$eq`. A document without the tag passes only `$neq`, `$nin` and `{'$exists': false}`; to compare with null means
-the same as to compare with no tag. A list or an object equals nothing.
+the same as to compare with no tag. A list or an object equals nothing. true and false are the numbers 1 and 0.
 """
 
 import json
@@ -85,6 +85,8 @@ def _written_out(compiled: Filter, paths: set[str]) -> Filter:
 
 
 def _all(query: dict[str, Any], depth: int, budget: list[int]) -> Filter:
+    if not query:
+        _spend(depth, budget)  # SQLite has to take it in all the same
     return _join([_part(str(key), value, depth, budget) for key, value in query.items()], 'AND')
 
 
@@ -98,9 +100,7 @@ def _join(parts: list[Filter], word: str) -> Filter:
 
 
 def _part(key: str, value: Any, depth: int, budget: list[int]) -> Filter:
-    budget[0] -= 1
-    if depth > MAX_DEPTH or budget[0] < 0:
-        raise InvalidFilter(f'the filter is too large: at most {MAX_CONDITIONS} conditions, {MAX_DEPTH} levels deep')
+    _spend(depth, budget)
     if key in ('$and', '$or'):
         if not isinstance(value, list) or not value or not all(isinstance(item, dict) for item in value):
             raise InvalidFilter(f'{key} needs a list of filters, not {shown(value)}')
@@ -117,6 +117,12 @@ def _part(key: str, value: Any, depth: int, budget: list[int]) -> Filter:
     if not conditions:
         raise InvalidFilter(f'the tag {shown(key)} has no condition; write for instance {{"$exists": true}}')
     return _join([_condition(key, str(name), operand) for name, operand in conditions.items()], 'AND')
+
+
+def _spend(depth: int, budget: list[int]) -> None:
+    budget[0] -= 1
+    if depth > MAX_DEPTH or budget[0] < 0:
+        raise InvalidFilter(f'the filter is too large: at most {MAX_CONDITIONS} conditions, {MAX_DEPTH} levels deep')
 
 
 def _condition(key: str, operator: str, operand: Any) -> Filter:
@@ -147,7 +153,7 @@ def _unless(negated: bool, inner: Filter) -> Filter:
 def _ordered(path: str, operator: str, operand: Any) -> Filter:
     operand = _scalar(operator, operand)
     # SQLite orders numbers before texts, so a comparison has to stay within one kind.
-    kinds = "('text')" if isinstance(operand, str) else "('integer', 'real')"
+    kinds = "('text')" if isinstance(operand, str) else "('integer', 'real', 'true', 'false')"
     if operand is None:
         raise InvalidFilter(f'{operator} needs a number or a text, not null')
     sql = f'({_KIND} IN {kinds} AND json_extract(tags, ?) {_COMPARISONS[operator]} ?)'
@@ -227,10 +233,15 @@ _SPECIAL: dict[str, Callable[[str, str, Any], Filter]] = {
 }
 
 
+def can_name(tag: str) -> bool:
+    """Whether a filter can speak of the tag of this name, one that is not inside another."""
+    return bool(tag) and not tag.startswith('$') and '__' not in tag and '"' not in tag
+
+
 def _path(key: str) -> str:
     """`a__b` as the JSON path `$."a"."b"`; a quote in a name cannot leave its quotes."""
     parts = key.split('__')
-    if not key or any('"' in part for part in parts):
+    if not key or '"' in key:
         raise InvalidFilter(f'{shown(key)} cannot be the name of a tag in a filter')
     # Names are compared as they are written in the JSON text, so they are escaped as there.
     return '$' + ''.join('.' + json.dumps(part, ensure_ascii=False) for part in parts)

@@ -31,10 +31,29 @@ def unit_vector(embedding: Any, dimension: int | None = None) -> NDArray[np.floa
         raise InvalidDocument(f'an embedding has one axis, not the shape {vector.shape}')
     if dimension is not None and len(vector) != dimension:
         raise DimensionMismatch(f'the embedding has {len(vector)} dimensions, the model has {dimension}')
-    length = float(np.linalg.norm(vector)) if np.isfinite(vector).all() else 0.0
-    if not np.isfinite(length) or length == 0:
+    rows, sound = unit_rows(vector[None])
+    if not sound[0]:
         raise InvalidDocument('the embedding has to be finite and other than zero')
-    return (vector / length).astype(np.float32)
+    row: NDArray[np.float32] = rows[0]
+    return row
+
+
+def unit_rows(vectors: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Vectors of any floats, [N, D], brought to unit length, and which of them, [N], have a direction.
+
+    One has none if its length in float64 is zero or not finite; its row is not finite either.
+    """
+    unit, sound = np.empty(vectors.shape, np.float32), np.empty(len(vectors), np.bool_)
+    # By blocks, so that only few are in memory in float64, in which the squares of float32 neither overflow nor vanish.
+    with np.errstate(over='ignore', invalid='ignore'):
+        for start in range(0, len(vectors), _BLOCK):
+            here = slice(start, start + _BLOCK)
+            block = np.asarray(vectors[here], dtype=np.float64)
+            lengths = np.sqrt(np.einsum('nd,nd->n', block, block))
+            sound[here] = np.isfinite(lengths) & (lengths > 0)
+            lengths[~sound[here]] = np.nan
+            np.divide(block, lengths[:, None], out=unit[here], casting='same_kind')
+    return unit, sound
 
 
 def distinct(rows: NDArray[np.float32], threshold: float, most: int | None = None) -> list[int]:

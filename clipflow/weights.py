@@ -14,13 +14,15 @@ from typing import Any, Literal
 
 from clipflow import catalogue, templates
 from clipflow.checkpoint import blamed, part, read_json, whole
-from clipflow.errors import InvalidParameter, NotFound, first_line
-from clipflow.preprocessing import PictureSpec, picture_spec
+from clipflow.errors import ClipflowError, InvalidParameter, NotFound, first_line
+from clipflow.preprocessing import CLIP_MEAN, CLIP_STD, PictureSpec, picture_spec
 
 FAMILIES = ('clip', 'siglip', 'siglip2', 'chinese_clip', 'altclip', 'vision-text-dual-encoder')
 DEFAULT_SCALE = 100.0
 CLIP_SERVER = 'clip-server'
 """Family of a model that clip-as-service runs, whose files are not ours. Its name is `clip-server::<name there>`."""
+LARGEST = 2
+"""What old CLIP checkpoints name as the end token; transformers pools at the largest id then."""
 _VOCABULARIES = ('tokenizer.json', 'vocab.json', 'vocab.txt', 'spiece.model', 'sentencepiece.bpe.model')
 _TOKENIZER_FILES = (
     'tokenizer.json',
@@ -58,6 +60,8 @@ class ModelSpec:
     not depend on them."""
     dimension: int = 0
     """Of the vectors; 0 if the files do not say."""
+    end: int | None = None
+    """Id of the token at which a CLIP text tower pools, `LARGEST` for the largest of the text; None of other towers."""
 
 
 def load_spec(model: str) -> ModelSpec:
@@ -81,7 +85,7 @@ def load_spec(model: str) -> ModelSpec:
             f'the model {model!r} is of type {family!r}; clipflow serves models with image and text features: '
             f'{", ".join(FAMILIES)}'
         )
-    weights = _weight_files(directory)
+    weights = _weight_files(directory, config)
     if not any((directory / name).exists() for name in _VOCABULARIES):
         # transformers would make a tokenizer that knows no word, and every text would get the same vector.
         raise NotFound(f'{directory} holds no tokenizer (none of {", ".join(_VOCABULARIES)})')
@@ -89,6 +93,7 @@ def load_spec(model: str) -> ModelSpec:
     with blamed(directory / 'config.json'):
         dimension = _dimension(config)
         untold = _untold_activation(config, entry.activation if entry else '')
+        end = _end(config)
     if entry is not None:
         picture = replace(picture, mean=entry.mean, std=entry.std)
     return ModelSpec(
@@ -103,6 +108,7 @@ def load_spec(model: str) -> ModelSpec:
         activation=entry.activation if entry else '',
         templates=_templates(directory / 'templates.json'),
         dimension=dimension,
+        end=end,
     )
 
 
@@ -113,17 +119,26 @@ def _dimension(config: dict[str, Any]) -> int:
     return whole(config, 'projection_dim', 0, least=0)
 
 
+def _end(config: dict[str, Any]) -> int | None:
+    """See `ModelSpec.end`. Old files have a second description of the text tower, which wins."""
+    if config.get('model_type') != 'clip' and part(config, 'text_config').get('model_type') != 'clip_text_model':
+        return None
+    text = part(config, 'text_config' if config.get('text_config_dict') is None else 'text_config_dict')
+    if text.get('eos_token_id', LARGEST) is None:
+        raise ValueError('eos_token_id is null; write the id there with which the tokenizer ends a text')
+    return whole(text, 'eos_token_id', 49407, least=0)
+
+
 def _elsewhere(name: str) -> ModelSpec:
     """A model that clip-as-service runs: known by its name only, prepared there as all of its models are."""
     if not name:
         raise InvalidParameter(f"the model '{CLIP_SERVER}::' lacks its name, such as {CLIP_SERVER}::ViT-B-32::openai")
-    mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
     return ModelSpec(
         name=name,
         directory=Path(),
         family=CLIP_SERVER,
         fingerprint=hashlib.sha256(f'{CLIP_SERVER}::{name}'.encode()).hexdigest()[:16],
-        picture=PictureSpec(224, 224, 224, 3, mean, std),
+        picture=PictureSpec(224, 224, 224, 3, CLIP_MEAN, CLIP_STD),
         context=77,
         padding='longest',
         scale=DEFAULT_SCALE,
@@ -177,24 +192,52 @@ def _templates(path: Path) -> tuple[str, ...]:
         return templates.checked(found)
 
 
-def _weight_files(directory: Path) -> list[Path]:
+def _weight_files(directory: Path, config: dict[str, Any]) -> list[Path]:
+    """What transformers loads: one file, or those that an index names. What else lies there does not count."""
     from safetensors import SafetensorError, safe_open
 
-    files = sorted(directory.glob('model*.safetensors'))
-    if not files:
-        if list(directory.glob('*.bin')) or list(directory.glob('*.pt')):
-            raise InvalidParameter(
-                f'{directory} has its weights only as a pickle, which clipflow does not load; save them with '
-                'model.save_pretrained(directory, safe_serialization=True), or take a repository with safetensors'
-            )
-        raise NotFound(f'{directory} holds no model.safetensors')
+    if config.get('transformers_weights') is not None:
+        raise InvalidParameter(
+            f'{directory / "config.json"}: transformers_weights is not followed; name the file model.safetensors'
+        )
+    files, index = [directory / 'model.safetensors'], directory / 'model.safetensors.index.json'
+    if not files[0].exists() and index.exists():
+        with blamed(index):
+            files = [directory / name for name in _shards(read_json(index))]
     for file in files:
+        if not file.exists():
+            raise _no_weights(directory, file)
         try:
+            file.open('rb').close()
             with safe_open(file, framework='np'):
                 pass
-        except (SafetensorError, OSError) as error:
+        except OSError as error:
+            raise _unreadable(file, error) from None
+        except SafetensorError as error:
             raise InvalidParameter(f'the weights {file} are damaged: {error}; fetch them again') from None
     return files
+
+
+def _shards(index: dict[str, Any]) -> list[str]:
+    names = set(part(index, 'weight_map').values())
+    if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
+        raise ValueError('weight_map does not name a file for each of the weights')
+    return sorted(names)
+
+
+def _no_weights(directory: Path, file: Path) -> ClipflowError:
+    if file.name != 'model.safetensors':
+        return NotFound(f'{file} is not there, which the index of the weights names; fetch it again')
+    if list(directory.glob('*.bin')) or list(directory.glob('*.pt')):
+        return InvalidParameter(
+            f'{directory} has its weights only as a pickle, which clipflow does not load; save them with '
+            'model.save_pretrained(directory, safe_serialization=True), or take a repository with safetensors'
+        )
+    return NotFound(f'{directory} holds no model.safetensors, and no index of one in parts')
+
+
+def _unreadable(file: Path, error: OSError) -> InvalidParameter:
+    return InvalidParameter(f'{file} cannot be read: {error.strerror}; let the user that runs clipflow read it')
 
 
 def _context(directory: Path, config: dict[str, Any]) -> int:
@@ -246,9 +289,12 @@ def _fingerprint(
     for file in [directory / name for name in _TOKENIZER_FILES] + weights:
         if file.exists():
             digest.update(file.name.encode())
-            with file.open('rb') as stream:
-                while block := stream.read(_BYTES_PER_FILE_READ):
-                    digest.update(block)
+            try:
+                with file.open('rb') as stream:
+                    while block := stream.read(_BYTES_PER_FILE_READ):
+                        digest.update(block)
+            except OSError as error:
+                raise _unreadable(file, error) from None
     return digest.hexdigest()[:16]
 
 

@@ -100,10 +100,10 @@ def _fetch(backup: Target, told: Manifest, staging: Path, moved: Moved) -> None:
 
 @contextmanager
 def _alone(workspace: Path, told: Manifest) -> Iterator[None]:
-    """No service has the workspace, and none can begin in the shards of old or new."""
-    folder = generations.current(workspace)
-    before = layout.shards(folder)
+    """No service has the workspace, and none can begin in the shards of old or new; no command makes any anew."""
     with ExitStack() as closing:
+        folder = closing.enter_context(generations.alone(workspace, make=True))
+        before = layout.shards(folder)
         for number in sorted({*before, *told.shards}):
             closing.callback(os.close, lock(folder / str(number)))
         try:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from docarray import Document, DocumentArray
 from docarray.score import NamedScore
+from numpy.typing import NDArray
 
 from clipflow import wire
 from clipflow.border.room import Room, endpoint
@@ -21,6 +22,7 @@ from clipflow.index.sifting import Hit, Query
 from clipflow.records import document_of, record_of
 from clipflow.settings import StoreSettings
 from clipflow.sharding import shard_of
+from clipflow.store.connection import one_request
 from clipflow.store.facets import MOST_VALUES
 from clipflow.store.feedback import FeedbackLog
 from clipflow.store.reading import Record
@@ -136,7 +138,7 @@ class Indexing(Room):
         if queries:
             matrix = np.stack([doc.embedding for doc in queries])
             asked = self._query(parameters, texts=all(doc.text for doc in queries))
-            found = await self.work.run(parameters, self._index.search, matrix, asked)
+            found = await self.work.run(parameters, self._nearest, matrix, asked)
             if self._tells_sample(parameters):
                 # What all shards together say of a score is found by the ranker.
                 for doc, sample in zip(
@@ -243,6 +245,11 @@ class Indexing(Room):
         if place:
             reply[-1].id = reply[-1].tags['stage'] = f'{self.stage}_{self.shard}'
         return reply
+
+    def _nearest(self, queries: NDArray[np.float32], asked: Query) -> list[list[Hit]]:
+        """As the index; what a pattern in the filter may take is for the whole request."""
+        with one_request():
+            return self._index.search(queries, asked)
 
     def _tells_sample(self, parameters: SearchParameters) -> bool:
         compared = parameters.relevance is not None or 'percentile' in parameters.include

@@ -78,7 +78,7 @@ class Route:
             deadline: seconds since the epoch.
 
         Raises:
-            ClipflowError: a stage cannot be reached, or does not answer in time.
+            ClipflowError: a stage cannot be reached, does not answer in time, or cannot do this in several shards.
         """
         wanted = _wanted(request.header.target_executor)
         begun = time.time_ns()
@@ -86,13 +86,16 @@ class Route:
         data = request.to_bytes()
         patient = request.header.exec_endpoint not in wire.ONCE
         with self._way as stages:
-            for stage in stages:
-                if wanted is None or wanted.match(stage.name):
-                    started = time.time_ns()
-                    data = await stage.send(data, deadline, patient=patient)
-                    passed.append((stage.name, started, time.time_ns()))
-                    if _status(data) == jina_pb2.StatusProto.ERROR:
-                        break
+            asked = [stage for stage in stages if wanted is None or wanted.match(stage.name)]
+            for stage in asked:
+                if isinstance(stage, Shards):
+                    stage.check(request)
+            for stage in asked:
+                started = time.time_ns()
+                data = await stage.send(data, deadline, patient=patient)
+                passed.append((stage.name, started, time.time_ns()))
+                if _status(data) == jina_pb2.StatusProto.ERROR:
+                    break
         reply = DataRequest(data)
         del reply.routes[:]
         for name, started, ended in ((GATEWAY, begun, time.time_ns()), *passed):

@@ -11,15 +11,18 @@ from functools import partial
 from docarray.proto.docarray_pb2 import DocumentProto
 from google.protobuf.json_format import MessageToDict
 from jina.proto.jina_pb2 import DataRequestProto, StatusProto
+from jina.types.request.data import DataRequest
 
 from clipflow import wire
 from clipflow.border.stage import Stage
-from clipflow.errors import ClipflowError, Timeout, Unavailable
+from clipflow.errors import ClipflowError, InvalidParameter, Timeout, Unavailable, from_description
 from clipflow.sharding import shard_of
 from clipflow.store import facets, feedback
 
 Replies = dict[int, DataRequestProto]
 """By number of the shard, without those that are away."""
+Away = dict[int, ClipflowError]
+"""By number of the shard, why it did not do its part."""
 Ask = Callable[[int], 'asyncio.Task[bytes]']
 Answers = dict[int, bytes | BaseException]
 
@@ -40,6 +43,16 @@ class Shards:
         self._late: set[int] = set()
         """Shards that a search has given up. No search waits for them until that call of theirs has ended."""
 
+    def check(self, request: DataRequest) -> None:
+        """Raises InvalidParameter for what several shards cannot answer as one does."""
+        given = request.proto_wo_data.parameters
+        paths = next((given[name] for name in ('access_paths', 'traversal_paths') if name in given), '@r')
+        if request.header.exec_endpoint in _OF_ROOTS and paths != '@r':
+            raise InvalidParameter(
+                f"with several shards {request.header.exec_endpoint} takes 'access_paths' '@r' only, not {paths!r}, "
+                'because each chunk belongs to a shard of its own; send the chunks as documents'
+            )
+
     async def send(self, data: bytes, deadline: float, *, patient: bool = True) -> bytes:
         """Pass a message to all shards, and make one message of their answers; see `Stage.send`.
 
@@ -58,16 +71,20 @@ class Shards:
 
         answers = await (self._in_time(ask) if request.header.exec_endpoint == '/search' else self._all(ask))
         replies: Replies = {}
-        away: dict[int, ClipflowError] = {}
+        refusals: Replies = {}
+        away: Away = {}
         for number, answer in answers.items():
             if isinstance(answer, ClipflowError):
                 away[number] = answer
             elif isinstance(answer, BaseException):
                 raise answer
             else:
-                replies[number] = DataRequestProto.FromString(answer)
-                if replies[number].header.status.code == StatusProto.ERROR:
-                    return answer
+                reply = DataRequestProto.FromString(answer)
+                (refusals if reply.header.status.code == StatusProto.ERROR else replies)[number] = reply
+        if refusals and not (replies and merge is _owned):
+            return bytes(next(iter(refusals.values())).SerializeToString())
+        # The others have done theirs: what one refuses concerns its own documents.
+        away |= {number: from_description(reply.header.status.description) for number, reply in refusals.items()}
         if not replies:
             raise next(iter(away.values()))
         merge(request, replies, away)
@@ -137,7 +154,7 @@ def _answer(call: 'asyncio.Task[bytes]') -> bytes | BaseException:
 # Each of these changes the first reply in place.
 
 
-def _searched(request: DataRequestProto, replies: Replies, away: dict[int, ClipflowError]) -> None:
+def _searched(request: DataRequestProto, replies: Replies, away: Away) -> None:
     """All matches of a query; the ranker sorts and cuts. What is missing is said."""
     first, *others = (reply.data.docs.docs for reply in replies.values())
     for position, doc in enumerate(first):
@@ -150,7 +167,7 @@ def _searched(request: DataRequestProto, replies: Replies, away: dict[int, Clipf
             doc.tags[wire.PARTIAL] = True
 
 
-def _owned(request: DataRequestProto, replies: Replies, away: dict[int, ClipflowError]) -> None:
+def _owned(request: DataRequestProto, replies: Replies, away: Away) -> None:
     """Of each document what its own shard says of it."""
     shards = len(replies) + len(away)
     first = next(iter(replies.values())).data.docs.docs
@@ -162,7 +179,7 @@ def _owned(request: DataRequestProto, replies: Replies, away: dict[int, Clipflow
             _fail(doc, away[owner])
 
 
-def _counted(request: DataRequestProto, replies: Replies, away: dict[int, ClipflowError]) -> None:
+def _counted(request: DataRequestProto, replies: Replies, away: Away) -> None:
     """The sum of the numbers that the shards have counted."""
     _need_all(away)
     first, *others = (reply.data.docs.docs[0].tags for reply in replies.values())
@@ -170,13 +187,21 @@ def _counted(request: DataRequestProto, replies: Replies, away: dict[int, Clipfl
         first[name] += sum(other[name] for other in others)
 
 
-def _got(request: DataRequestProto, replies: Replies, away: dict[int, ClipflowError]) -> None:
+def _written(request: DataRequestProto, replies: Replies, away: Away) -> None:
+    """The sums; without the number of the latest change, of which each shard has its own."""
+    _counted(request, replies, away)
+    del next(iter(replies.values())).data.docs.docs[0].tags['sequence']
+
+
+def _got(request: DataRequestProto, replies: Replies, away: Away) -> None:
     """Documents by id in the order in which they were asked for, or a page: in turns of the shards."""
     first = next(iter(replies.values()))
     parameters = request.parameters
     asked = list(parameters['ids']) if 'ids' in parameters else []
     ids = list(dict.fromkeys([*(doc.id for doc in request.data.docs.docs), *asked]))
     if 'keys' in parameters:
+        shards = len(replies) + len(away)
+        _need_all({number: away[number] for key in parameters['keys'] if (number := int(key) % shards) in away})
         every = [doc for reply in replies.values() for doc in reply.data.docs.docs]
         docs = [DocumentProto.FromString(doc.SerializeToString()) for doc in every]
     elif ids:
@@ -196,7 +221,7 @@ def _got(request: DataRequestProto, replies: Replies, away: dict[int, ClipflowEr
     first.data.docs.docs.extend(docs)
 
 
-def _facetted(request: DataRequestProto, replies: Replies, away: dict[int, ClipflowError]) -> None:
+def _facetted(request: DataRequestProto, replies: Replies, away: Away) -> None:
     """The sums of what the shards have counted."""
     _need_all(away)
     tags = [MessageToDict(reply.data.docs.docs[0].tags) for reply in replies.values()]
@@ -207,7 +232,7 @@ def _facetted(request: DataRequestProto, replies: Replies, away: dict[int, Clipf
     first['sampled'] = any(found['sampled'] for found in tags)
 
 
-def _noted(request: DataRequestProto, replies: Replies, away: dict[int, ClipflowError]) -> None:
+def _noted(request: DataRequestProto, replies: Replies, away: Away) -> None:
     """The sums of what the shards have in their logs."""
     _need_all(away)
     tags = next(iter(replies.values())).data.docs.docs[0].tags
@@ -216,7 +241,7 @@ def _noted(request: DataRequestProto, replies: Replies, away: dict[int, Clipflow
     tags.update(feedback.summed(parts))
 
 
-def _exported(request: DataRequestProto, replies: Replies, away: dict[int, ClipflowError]) -> None:
+def _exported(request: DataRequestProto, replies: Replies, away: Away) -> None:
     """Entries of all shards, and how far the longest of their logs goes."""
     _need_all(away)
     first, *others = (reply.data.docs.docs for reply in replies.values())
@@ -225,7 +250,7 @@ def _exported(request: DataRequestProto, replies: Replies, away: dict[int, Clipf
         first.extend(other[1:])
 
 
-def _told(request: DataRequestProto, replies: Replies, away: dict[int, ClipflowError]) -> None:
+def _told(request: DataRequestProto, replies: Replies, away: Away) -> None:
     """What earlier stages said, then what each shard says."""
     first, *others = (reply.data.docs.docs for reply in replies.values())
     for other in others:
@@ -236,7 +261,7 @@ def _told(request: DataRequestProto, replies: Replies, away: dict[int, ClipflowE
         first.append(doc)
 
 
-def _need_all(away: dict[int, ClipflowError]) -> None:
+def _need_all(away: Away) -> None:
     for error in away.values():
         raise error
 
@@ -248,6 +273,7 @@ def _fail(doc: DocumentProto, error: ClipflowError) -> None:
 
 
 _PAGE = (('offset', 0), ('limit', 10))
+_OF_ROOTS = ('/search', '/index')
 _PARTIAL = ('/search', '/status')
 _MERGES = {
     '/search': _searched,
@@ -255,7 +281,7 @@ _MERGES = {
     '/update': _owned,
     '/delete': _counted,
     '/clear': _counted,
-    '/snapshot': _counted,
+    '/snapshot': _written,
     '/get': _got,
     '/facets': _facetted,
     '/feedback/stats': _noted,

@@ -142,6 +142,12 @@ class Switching:
         old = [stage for stage in self._stages if not stage.is_gateway]
         self._stages[:] = [gateway, *self.coming]
         self.coming = []
+        assert self._workspace is not None
+        try:
+            # Whoever asked deletes the old documents; if that was killed, whoever comes next.
+            generations.switch(self._workspace, generations.current(self._workspace), gone=self._before[1])
+        except ClipflowError as error:
+            say(f'warning: {self._before[1]} counts no more, and stays: {error.message}')
         _end(old)
         for stage in self._stages:
             say(f'{stage.name} is ready (pid {stage.pid})')

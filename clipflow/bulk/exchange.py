@@ -5,16 +5,17 @@
 
 Beside them a dump has manifest.json: model, fingerprint and precision of the vectors.
 
-Arrays are memory-mapped and read in blocks, so that a collection may be larger than memory.
+Arrays are memory-mapped and read in blocks, and written in blocks, so that a collection may be larger than memory.
 """
 
 import errno
 import itertools
 import json
 import re
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,7 @@ from clipflow.errors import InvalidDocument, InvalidParameter, NotFound, Storage
 from clipflow.store.reading import Record
 from clipflow.store.sqlite import Store
 from clipflow.tags import has_nul, is_suspect, unsendable
+from clipflow.vectors import unit_rows
 
 BLOCK = 1000
 ROWS_PER_FILE = 100_000
@@ -31,6 +33,9 @@ ROWS_PER_FILE = 100_000
 _OWN = ('id', 'image_path', 'caption', 'text', 'url', 'uri', 'tags')
 _IDS = ('id', 'image_path')
 _LONGEST_ID = 512
+_COLUMNS = ('id', 'image_path', 'caption', 'url', 'tags')
+"""Of clip-retrieval's metadata, as they are written; all texts."""
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 Rows = Iterator[tuple[NDArray[np.float32], list[dict[str, Any]]]]
 """Blocks of vectors [n, D] of unit length, and for each its metadata."""
@@ -44,17 +49,19 @@ def read(folder: Path) -> Iterator[list[Record]]:
         InvalidDocument: vectors and metadata differ in number, or a vector is no direction.
         Unavailable: the parquet files need a package that is not installed.
     """
-    place = 0
+    return (records for records, _ in read_named(folder))
+
+
+def read_named(folder: Path) -> Iterator[tuple[list[Record], list[Record]]]:
+    """As `read`; beside each block those of its documents that have no ids of their own: their places are their ids."""
+    start = 0
     for array in arrays_in(folder):
         for vectors, fields in _rows(array):
-            yield [record(vector, row, place + n) for n, (vector, row) in enumerate(zip(vectors, fields, strict=True))]
-            place += len(fields)
-
-
-def numbered(folder: Path) -> bool:
-    """Whether documents have no ids of their own, as far as the first one shows; then their places are their ids."""
-    rows = (fields[0] for array in arrays_in(folder) for _, fields in _rows(array))
-    return bool(_first(next(rows, {}), *_IDS) == '')
+            records = [
+                record(vector, row, start + n) for n, (vector, row) in enumerate(zip(vectors, fields, strict=True))
+            ]
+            yield records, [found for found, row in zip(records, fields, strict=True) if _first(row, *_IDS) == '']
+            start += len(records)
 
 
 def arrays_in(folder: Path) -> list[Path]:
@@ -62,12 +69,16 @@ def arrays_in(folder: Path) -> list[Path]:
 
     Raises:
         NotFound: there are none.
+        InvalidDocument: some have metadata, and some have none.
     """
     plain = folder / 'vectors.npy'
     arrays = [plain] if plain.is_file() else sorted(folder.glob('img_emb/img_emb_*.npy'))
     arrays = arrays or sorted(folder.glob('text_emb/text_emb_*.npy'))
     if not arrays:
         raise NotFound(f'{folder} has neither vectors.npy nor img_emb/img_emb_*.npy; it is no collection of vectors')
+    missing = [path for path in map(metadata_of, arrays) if not path.is_file()]
+    if missing and len(missing) < len(arrays):
+        raise InvalidDocument(f'{missing[0]} is missing, while other files of vectors in {folder} have their metadata')
     return arrays
 
 
@@ -82,11 +93,11 @@ def metadata_of(array: Path) -> Path:
 def _rows(array: Path) -> Rows:
     path, vectors = metadata_of(array), mapped(array)
     if not path.is_file():
-        yield from _blocks(vectors, ({} for _ in range(len(vectors))), array)
+        yield from _blocks(vectors, array, ({} for _ in range(len(vectors))), path)
     elif path.suffix == '.parquet':
-        yield from _blocks(vectors, (row for batch in batches(path, BLOCK) for row in batch.to_pylist()), path)
+        yield from _blocks(vectors, array, (row for batch in batches(path, BLOCK) for row in batch.to_pylist()), path)
     else:
-        yield from _blocks(vectors, (parsed(line, path) for line in lines(path)), path)
+        yield from _blocks(vectors, array, (parsed(line, path) for line in lines(path)), path)
 
 
 def table(path: Path) -> Any:
@@ -143,17 +154,15 @@ def mapped(path: Path) -> NDArray[Any]:
 
 def unit(vectors: NDArray[Any], path: Path, start: int) -> NDArray[np.float32]:
     """Rows of a file from `start` on, [N, D], of unit length; raises InvalidDocument if one has no direction."""
-    rows = np.array(vectors, dtype=np.float32)
-    lengths = np.sqrt(np.einsum('ij,ij->i', rows, rows))[:, None]
-    if not np.isfinite(lengths).all() or not lengths.all():
+    rows, sound = unit_rows(vectors)
+    if not sound.all():
         raise InvalidDocument(f'{path}: a vector of rows {start} to {start + len(rows)} is zero or not finite')
-    rows /= lengths
     return rows
 
 
-def _blocks(vectors: NDArray[Any], fields: Iterator[dict[str, Any]], path: Path) -> Rows:
+def _blocks(vectors: NDArray[Any], array: Path, fields: Iterator[dict[str, Any]], path: Path) -> Rows:
     for start in range(0, len(vectors), BLOCK):
-        rows = unit(vectors[start : start + BLOCK], path, start)
+        rows = unit(vectors[start : start + BLOCK], array, start)
         some = list(itertools.islice(fields, len(rows)))
         if len(some) < len(rows):
             raise InvalidDocument(f'{path} has fewer rows than there are vectors ({len(vectors)})')
@@ -216,7 +225,7 @@ def write(stores: Sequence[Store], folder: Path, layout: str, wrote: Callable[[i
     Raises:
         NotFound: there are no documents.
         InvalidParameter: there is something in the folder already, or it cannot be written.
-        StorageFull: the disk is full.
+        StorageFull: the disk is full; the folder is left empty.
     """
     if not any(store.count() for store in stores):
         raise NotFound('there are no documents to write')
@@ -224,11 +233,26 @@ def write(stores: Sequence[Store], folder: Path, layout: str, wrote: Callable[[i
         if folder.exists() and any(folder.iterdir()):
             raise InvalidParameter(f'{folder} is not empty; name a folder that does not exist')
         folder.mkdir(parents=True, exist_ok=True)
-        (_write_plain if layout == 'plain' else _write_partitions)(stores, folder, wrote)
-        _write_manifest(stores, folder)
-    except (OSError, RuntimeError) as error:  # FAISS's word for any failure to write
-        full = getattr(error, 'errno', None) == errno.ENOSPC
-        raise (StorageFull if full else InvalidParameter)(f'{folder} cannot be written: {error}') from None
+        try:
+            vectors = (_write_plain if layout == 'plain' else _write_partitions)(stores, folder, wrote)
+            _write_manifest(stores, folder)
+            # Without them the folder is no collection: after a kill nobody takes a part for the whole.
+            vectors.rename(folder / vectors.name.removeprefix('.'))
+        except BaseException:
+            _clear(folder)
+            raise
+    except OSError as error:
+        if error.errno in _FULL:
+            raise StorageFull(f'no space is left for {folder}; free some, or name a folder elsewhere') from None
+        raise InvalidParameter(f'{folder} cannot be written: {error}') from None
+
+
+def _clear(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def _write_manifest(stores: Sequence[Store], folder: Path) -> None:
@@ -240,65 +264,84 @@ def _write_manifest(stores: Sequence[Store], folder: Path) -> None:
     (folder / 'manifest.json').write_text(json.dumps(manifest, indent=2) + '\n', encoding='ascii')
 
 
-def _records(stores: Sequence[Store]) -> Iterator[list[Record]]:
+def _records(stores: Sequence[Store]) -> Iterator[Record]:
     for store in stores:
         for keys, _ in store.vectors():
             for start in range(0, len(keys), BLOCK):
                 found = store.by_keys(keys[start : start + BLOCK].tolist(), vectors=True)
-                yield [found[key] for key in sorted(found)]
+                yield from (found[key] for key in sorted(found))
 
 
-def _matrix(records: Sequence[Record]) -> NDArray[np.float32]:
-    return np.stack([record.vector for record in records if record.vector is not None])
+def _blocks_of(records: Iterator[Record], count: int) -> Iterator[tuple[NDArray[np.float32], list[Record]]]:
+    """The next `count`, in blocks: their vectors, [n, D], and themselves."""
+    for start in range(0, count, BLOCK):
+        block = list(itertools.islice(records, min(BLOCK, count - start)))
+        yield np.stack([record.vector for record in block if record.vector is not None]), block
 
 
-def _write_plain(stores: Sequence[Store], folder: Path, wrote: Callable[[int], None]) -> None:
-    dimension = next((store.dimension() for store in stores if store.count()), 0)
-    shape = (sum(store.count() for store in stores), dimension)
-    vectors = np.lib.format.open_memmap(folder / 'vectors.npy', mode='w+', dtype=np.float32, shape=shape)
-    place = 0
-    with (folder / 'documents.jsonl').open('w', encoding='utf-8') as file:
-        for records in _records(stores):
-            vectors[place : place + len(records)] = _matrix(records)
-            place += len(records)
-            for record in records:
-                row = {'id': record.id, 'text': record.text, 'uri': record.uri, 'tags': json.loads(record.tags)}
-                file.write(json.dumps(row, ensure_ascii=False) + '\n')
-            wrote(len(records))
-    vectors.flush()
+def _shape(stores: Sequence[Store]) -> tuple[int, int]:
+    return sum(store.count() for store in stores), max(store.dimension() for store in stores)
 
 
-def _write_partitions(stores: Sequence[Store], folder: Path, wrote: Callable[[int], None]) -> None:
+def _begin(file: IO[bytes], dtype: type[np.floating], shape: tuple[int, int]) -> None:
+    """What stands in a .npy file before the rows.
+
+    These are written plainly: on a full disk a memory map ends the process, and `np.save` does not give the reason.
+    """
+    header = {'descr': np.dtype(dtype).str, 'fortran_order': False, 'shape': shape}
+    np.lib.format.write_array_header_1_0(file, header)
+
+
+def _begin_index(file: IO[bytes], shape: tuple[int, int]) -> None:
+    """What stands in a file of FAISS before the rows of a flat index with inner product, which is never in memory.
+
+    Source: `write_index` in FAISS's index_write.cpp: the vectors come last, after how many numbers they are.
+    """
     import faiss
 
+    count, dimension = shape
+    index = faiss.IndexFlatIP(dimension)
+    index.ntotal = count
+    empty = bytes(faiss.serialize_index(index))
+    file.write(empty[:-8] + np.uint64(count * dimension).tobytes())
+
+
+def _write_plain(stores: Sequence[Store], folder: Path, wrote: Callable[[int], None]) -> Path:
+    """Returns the vectors, which have their name still to get."""
+    path, shape = folder / '.vectors.npy', _shape(stores)
+    with path.open('wb') as array, (folder / 'documents.jsonl').open('w', encoding='utf-8') as documents:
+        _begin(array, np.float32, shape)
+        for vectors, records in _blocks_of(_records(stores), shape[0]):
+            array.write(vectors.data)
+            for record in records:
+                row = {'id': record.id, 'text': record.text, 'uri': record.uri, 'tags': json.loads(record.tags)}
+                documents.write(json.dumps(row, ensure_ascii=False) + '\n')
+            wrote(len(records))
+    return path
+
+
+def _write_partitions(stores: Sequence[Store], folder: Path, wrote: Callable[[int], None]) -> Path:
+    """As `_write_plain`."""
     tables, arrays = parquet(), arrow()
-    for name in ('img_emb', 'metadata'):
-        (folder / name).mkdir()
-    width = len(str(max(0, sum(store.count() for store in stores) - 1) // ROWS_PER_FILE))
-    index: Any = None
-    waiting: list[Record] = []
-    number = 0
-
-    def put(records: list[Record]) -> None:
-        nonlocal number
-        name = f'{number:0{width}d}'
-        np.save(folder / 'img_emb' / f'img_emb_{name}.npy', _matrix(records).astype(np.float16))
-        rows = [
-            {'id': r.id, 'image_path': r.uri or r.id, 'caption': r.text, 'url': r.uri, 'tags': r.tags} for r in records
-        ]
-        tables.write_table(arrays.Table.from_pylist(rows), folder / 'metadata' / f'metadata_{name}.parquet')
-        number += 1
-
-    for records in _records(stores):
-        rows = _matrix(records)
-        index = index or faiss.index_factory(rows.shape[1], 'Flat', faiss.METRIC_INNER_PRODUCT)
-        index.add(rows)
-        waiting += records
-        if len(waiting) >= ROWS_PER_FILE:
-            put(waiting[:ROWS_PER_FILE])
-            waiting = waiting[ROWS_PER_FILE:]
-        wrote(len(records))
-    if waiting:
-        put(waiting)
-    if index is not None:
-        faiss.write_index(index, str(folder / 'image.index'))
+    schema = arrays.schema([(name, arrays.string()) for name in _COLUMNS])
+    path, metadata, (count, dimension) = folder / '.img_emb', folder / 'metadata', _shape(stores)
+    path.mkdir()
+    metadata.mkdir()
+    starts, remaining = range(0, count, ROWS_PER_FILE), _records(stores)
+    with (folder / 'image.index').open('wb') as index:
+        _begin_index(index, (count, dimension))
+        for number, start in enumerate(starts):
+            name, rows = f'{number:0{len(str(len(starts) - 1))}d}', min(ROWS_PER_FILE, count - start)
+            with (
+                (path / f'img_emb_{name}.npy').open('wb') as array,
+                tables.ParquetWriter(metadata / f'metadata_{name}.parquet', schema) as table,
+            ):
+                _begin(array, np.float16, (rows, dimension))
+                for vectors, records in _blocks_of(remaining, rows):
+                    array.write(vectors.astype(np.float16).data)
+                    index.write(vectors.data)
+                    fields = ((r.id, r.uri or r.id, r.text, r.uri, r.tags) for r in records)
+                    found = [dict(zip(_COLUMNS, row, strict=True)) for row in fields]
+                    table.write_table(arrays.Table.from_pylist(found, schema))
+                    wrote(len(records))
+    return path

@@ -87,6 +87,7 @@ class Reindexing:
         for source, target in self._pairs:
             there, here = source.ids(), target.ids()
             target.delete(here - there)
+            target.note_newest_key(source.newest_key())
             missing += sorted(there - here)
         return missing
 

@@ -135,9 +135,13 @@ def _encoder() -> Iterator[Finding]:
 
     settings, machine = EncoderSettings.load(), this_machine()
     first = candidates(settings, machine)[0]
+    where = f'on {first.device} in {first.precision}'
     if settings.runtime != 'auto':  # which takes none that is not there
-        imported(first.runtime)
-    yield Finding('ok', 'encoder', f'{first.runtime} on {first.device} in {first.precision}: {first.why}')
+        module = imported(first.runtime)
+        if first.runtime == 'kserve':
+            module.check_url(settings.kserve_url)
+            where = f'on the server at {settings.kserve_url}'
+    yield Finding('ok', 'encoder', f'{first.runtime} {where}: {first.why}')
     yield from (Finding('note', 'encoder', sentence) for sentence in faster(settings, first, machine))
 
 
@@ -151,11 +155,29 @@ def _disk() -> Iterator[Finding]:
     for subject, (variable, place) in places.items():
         there = _existing(place)
         if not there.is_dir() or not os.access(there, os.W_OK):
+            if subject == 'cache' and not _writes_to_cache():
+                yield Finding('ok', subject, f'{place} cannot be written, and need not be')
+                continue
             yield Finding('fault', subject, f'{place} cannot be written; change its owner, or set {variable}')
             continue
         free = shutil.disk_usage(there).free / GIGABYTE
         state: Literal['ok', 'note'] = 'ok' if free >= 1 else 'note'
         yield Finding(state, subject, f'{place}, {free:.1f} GB free')
+
+
+def _writes_to_cache() -> bool:
+    """Whether the encoder has something to write there at its next start."""
+    from clipflow.sessions.export import are_there
+    from clipflow.sessions.registry import candidates, this_machine
+    from clipflow.settings import EncoderSettings
+    from clipflow.weights import load_spec
+
+    settings = EncoderSettings.load()
+    first = candidates(settings, this_machine())[0]
+    if first.runtime not in ('onnx', 'openvino'):
+        return first.runtime == 'tensorrt'
+    precision = first.precision if first.runtime == 'onnx' else 'float32'
+    return not are_there(load_spec(settings.model), settings.cache, precision)
 
 
 def _documents() -> Iterator[Finding]:

@@ -38,7 +38,7 @@ def add_commands(commands: Any) -> None:
         help='k8s: the manifests that it belongs to (default: k8s/base)',
     )
     command.add_argument('--gpu', action='store_true', help='triton: run on GPUs')
-    command.add_argument('--instances', type=int, default=1, help='triton: copies of each tower that run at once')
+    command.add_argument('--instances', type=_positive, default=1, help='triton: copies of each tower that run at once')
     command.add_argument('--model', help='a directory or a name (default: CLIPFLOW_MODEL)')
     command.add_argument('--cache', type=Path, help='where to (default: CLIPFLOW_CACHE)')
     command.add_argument(
@@ -47,6 +47,12 @@ def add_commands(commands: Any) -> None:
         help='of the files; those in float32 are always written too (default: float32, for tensorrt float16)',
     )
     command.set_defaults(run=run)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f'{text!r} is no number of 1 or more')
+    return int(text)
 
 
 def run(given: argparse.Namespace) -> int:

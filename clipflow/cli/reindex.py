@@ -1,6 +1,7 @@
 """`clipflow reindex`: every stored document under another model, while the service goes on."""
 
 import argparse
+import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from clipflow.border.control import Caller
     from clipflow.bulk.reindex import Reindexing
     from clipflow.store.reading import Documents
+    from clipflow.weights import ModelSpec
 
 _FEW = 100
 """So many changes are followed while writes wait."""
@@ -49,23 +51,29 @@ def add_commands(commands: Any) -> None:
 
 
 def run(given: argparse.Namespace) -> int:
-    """Fill the new generation, then switch."""
-    from clipflow.border.control import service_in
-    from clipflow.bulk import workspace
-    from clipflow.bulk.encoding import LocalEncoder
-    from clipflow.bulk.reindex import Reindexing
-    from clipflow.errors import InvalidParameter
+    """Fill the new generation, then switch; meanwhile no other command makes one."""
     from clipflow.settings import IndexerSettings
-    from clipflow.store import generations, layout
-    from clipflow.store.reading import Documents
+    from clipflow.store import generations
     from clipflow.weights import load_spec
 
     spec = load_spec(given.model)
     place = IndexerSettings.load().workspace
-    folder, target = generations.current(place), generations.named(place, spec.fingerprint)
-    workspace.shards_in(folder)
+    with generations.alone(place) as folder:
+        return _run(given, spec, place, folder)
+
+
+def _run(given: argparse.Namespace, spec: 'ModelSpec', place: Path, folder: Path) -> int:
+    from clipflow.border.control import service_in
+    from clipflow.bulk import workspace
+    from clipflow.bulk.encoding import LocalEncoder
+    from clipflow.bulk.reindex import Reindexing
+    from clipflow.errors import Conflict, InvalidParameter
+    from clipflow.store import generations, shard_count
+    from clipflow.store.reading import Documents
+
+    shards = workspace.shards_in(folder)
     with ExitStack() as held, ExitStack() as open_:
-        numbers = layout.shards(folder)  # in a cluster each shard has a volume of its own
+        numbers = _numbers(folder, shards)
         sources = [Documents(path) for path in numbers.values()]
         for source in sources:
             open_.callback(source.close)
@@ -73,7 +81,10 @@ def run(given: argparse.Namespace) -> int:
         if fingerprint == spec.fingerprint:
             raise InvalidParameter(f'the documents in {place} are under the model {name!r} already')
         _check_preference(sources, given.prefer)
-        targets = open_.enter_context(workspace.opened(target, spec, sources[0].shards(), numbers))
+        target = generations.free(place, spec.fingerprint)
+        if shard_count.of(target) != shards:  # of a run before `clipflow reshard`
+            shutil.rmtree(target, ignore_errors=True)
+        targets = open_.enter_context(workspace.being_made(target, spec, shards, numbers))
         work = Reindexing(sources, targets, open_.enter_context(LocalEncoder(spec)), given.prefer)
         work.retry()
         with progress('embedding', sum(source.count() for source in sources)) as moved:
@@ -90,16 +101,18 @@ def run(given: argparse.Namespace) -> int:
                 return 0
             service = service_in(place)
             _hold(service, folder, held)
+            if _numbers(folder, shards) != numbers:
+                raise Conflict(f'there are other shards in {folder} than before; call this command again')
             work.follow(moved)
         _complain(work, work.finish(), drop_missing=given.drop_missing)
         count = sum(store.count() for store in targets)
         open_.close()
         if service is None:
-            generations.switch(place, target)
+            generations.switch(place, target, gone=folder)
         else:
             model = str(Path(given.model).absolute()) if Path(given.model).is_dir() else given.model
             service.ask('switch', model=model, folder=str(target))
-    generations.remove(folder)
+        generations.clear(place)
     thumbnails = f', {work.tally.from_thumbnails:,} of them from thumbnails' if work.tally.from_thumbnails else ''
     print(f'{count:,} documents are under the model {spec.name}{thumbnails}')
     print(
@@ -107,6 +120,13 @@ def run(given: argparse.Namespace) -> int:
         f'CLIPFLOW_MODEL={given.model}'
     )
     return 0
+
+
+def _numbers(folder: Path, shards: int) -> dict[int, Path]:
+    """The shards that are there, by their numbers: in a cluster each has a volume of its own."""
+    from clipflow.store import layout
+
+    return {number: path for number, path in layout.shards(folder).items() if number < shards}
 
 
 def _check_preference(sources: 'Sequence[Documents]', prefer: str) -> None:

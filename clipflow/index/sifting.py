@@ -125,9 +125,18 @@ def _first_of_groups(hits: list[Hit], group_by: str) -> list[Hit]:
     best: dict[str, Hit] = {}
     for hit in hits:
         # Documents without the tag form one group.
-        group = json.dumps(order.tag_value(json.loads(hit.record.tags), group_by), sort_keys=True)
+        group = json.dumps(_alike(order.tag_value(json.loads(hit.record.tags), group_by)), sort_keys=True)
         best.setdefault(group, replace(hit, group=group))
     return list(best.values())
+
+
+def _alike(value: Any) -> Any:
+    """Of numbers that are equal the same one, as a filter compares: of 1, 1.0 and true, and of 0, -0.0 and false."""
+    if isinstance(value, dict):
+        return {name: _alike(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_alike(item) for item in value]
+    return int(value) if isinstance(value, bool) or (isinstance(value, float) and value.is_integer()) else value
 
 
 def _distinct(hits: list[Hit], dedup: float, most: int) -> list[int]:

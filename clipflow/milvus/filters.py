@@ -5,6 +5,7 @@ What is asked for is the same as of SQLite (`clipflow.filters`), where the langu
 
 import json
 import math
+from operator import ge, gt, le, lt
 from typing import Any
 
 from clipflow import filters
@@ -13,7 +14,7 @@ from clipflow.milvus.terms import KINDS, PRESENT, field_name, kind_term, number_
 
 ALL = 'id >= ""'
 NONE = 'id == ""'
-_COMPARISONS = {'$lt': '<', '$lte': '<=', '$gt': '>', '$gte': '>='}
+_COMPARISONS = {'$lt': ('<', lt), '$lte': ('<=', le), '$gt': ('>', gt), '$gte': ('>=', ge)}
 _LARGEST = 2**53
 
 
@@ -79,11 +80,17 @@ def _among(path: str, operands: list[Any]) -> str:
 
 
 def _ordered(path: str, operator: str, operand: Any) -> str:
+    sign, holds = _COMPARISONS[operator]
     if isinstance(operand, str):
-        kind, value = 'text', literal(operand)
-    else:
-        kind, value = 'number', repr(_number(operator, operand))
-    return f'({_any([kind_term(path, kind)])} and values["{field_name(path)}"] {_COMPARISONS[operator]} {value})'
+        return _compared(path, 'text', sign, literal(operand))
+    number = _number(operator, operand)
+    # true and false are not among the values, but have the terms of 1 and 0.
+    truths = [number_term(path, truth) for truth in (False, True) if holds(truth, number)]
+    return _join([_compared(path, 'number', sign, repr(number)), *([_any(truths)] if truths else [])], 'or')
+
+
+def _compared(path: str, kind: str, sign: str, value: str) -> str:
+    return f'({_any([kind_term(path, kind)])} and values["{field_name(path)}"] {sign} {value})'
 
 
 def _number(operator: str, value: Any) -> float:

@@ -14,7 +14,7 @@ from clipflow.index.sifting import Hit, Query, sifted
 from clipflow.milvus.collection import Collection
 from clipflow.milvus.filters import ALL
 from clipflow.quantiles import DECIMALS
-from clipflow.store.facets import COUNTED, Facet
+from clipflow.store.facets import COUNTED, Facet, summed
 from clipflow.store.reading import Record
 from clipflow.store.sqlite import other_precision
 
@@ -169,13 +169,9 @@ class MilvusIndex:
             Facets in the order of the alphabet, and whether they are estimated.
         """
         step = -(-len(self) // COUNTED) or 1
-        found: dict[str, Facet] = {}
-        for block in self.store.scan(self.store.sample(1 / step, matching or ALL), ['tags']):
-            for tag, value in (pair for row in block for pair in json.loads(row['tags']).items()):
-                if isinstance(value, str | int | float):
-                    counts = found.setdefault(tag, Facet(tag)).counts
-                    counts[value] = counts.get(value, 0) + step
-        return [found[tag] for tag in sorted(found)], step > 1
+        blocks = self.store.scan(self.store.sample(1 / step, matching or ALL), ['tags'])
+        pairs = (pair for block in blocks for row in block for pair in json.loads(row['tags']).items())
+        return summed((tag, value, step) for tag, value in pairs if isinstance(value, str | int | float)), step > 1
 
     def snapshot(self) -> dict[str, Any]:
         """Raises NotFound: Milvus keeps its index itself."""

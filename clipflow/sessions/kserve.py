@@ -16,12 +16,15 @@ from tritonclient import grpc as triton
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from clipflow.errors import ClipflowError, Internal, InvalidParameter, ModelMismatch, NotReady, Timeout, Unavailable
-from clipflow.sessions.base import Options, Tower, grey
+from clipflow.sessions.base import Options, OutOfMemory, Tower, grey
 from clipflow.weights import ModelSpec
 
 _log = logging.getLogger('clipflow.kserve')
 
 _RETRYABLE = ('StatusCode.UNAVAILABLE', 'StatusCode.RESOURCE_EXHAUSTED')
+_NO_MEMORY = ('allocate memory', 'out of memory')
+_QUEUED_TOO_LONG = 'request timeout expired'
+"""What Triton and its backends say; there are no codes for it."""
 _PAUSE_SECONDS = 0.2
 _LONGEST_PAUSE_SECONDS = 2.0
 _READY_SECONDS = 600.0
@@ -49,14 +52,17 @@ def load(spec: ModelSpec, options: Options) -> 'KServeSession':
     return KServeSession(spec, options)
 
 
+def check_url(url: str) -> None:
+    """Raises InvalidParameter for an address that gRPC does not take."""
+    if '://' in url:
+        raise InvalidParameter(f'CLIPFLOW_KSERVE_URL is {url!r}; give host and port of gRPC without a scheme')
+
+
 class KServeSession:
     """See `base.Session`. A call that meets a server that is away or full is repeated until its time is over."""
 
     def __init__(self, spec: ModelSpec, options: Options) -> None:
-        if '://' in options.url:
-            raise InvalidParameter(
-                f'CLIPFLOW_KSERVE_URL is {options.url!r}; give host and port of gRPC without a scheme'
-            )
+        check_url(options.url)
         self._options, self._fingerprint = options, spec.fingerprint
         self._connect()
         self._image, self._text = f'{options.served}_image', f'{options.served}_text'
@@ -160,6 +166,8 @@ class KServeSession:
                 self._check_source(model, reply.get_response().model_version, max(0.001, until - time.monotonic()))
                 return self._unit(reply, len(next(iter(inputs.values()))))
             except InferenceServerException as error:
+                if any(sign in str(error.message()).lower() for sign in _NO_MEMORY):
+                    raise OutOfMemory(str(error.message())[:200]) from None
                 if error.status() not in _RETRYABLE or time.monotonic() + pause > until:
                     raise self._translated(error) from None
                 # A channel that has lost its server may not find it again.
@@ -196,6 +204,8 @@ class KServeSession:
     def _translated(self, error: InferenceServerException) -> ClipflowError:
         if error.status() == 'StatusCode.DEADLINE_EXCEEDED':
             return Timeout(f'the server at {self._options.url} did not answer within {self._options.timeout:g} s')
+        if _QUEUED_TOO_LONG in str(error.message()).lower():
+            return Timeout(f'a call waited too long in the queue of the server at {self._options.url}')
         if error.status() in _RETRYABLE:
             reason = str(error.message())[:100]
             return Unavailable(f'the server at {self._options.url} cannot be reached, or is full ({reason}); try again')

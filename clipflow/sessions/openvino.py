@@ -7,7 +7,7 @@ import openvino
 from numpy.typing import NDArray
 
 from clipflow.errors import InvalidParameter
-from clipflow.sessions.base import IMAGE, TEXT, Options, Tower, Towers, grey
+from clipflow.sessions.base import IMAGE, TEXT, Options, OutOfMemory, Tower, Towers, grey
 from clipflow.sessions.export import exported, file_name
 from clipflow.weights import ModelSpec
 
@@ -72,7 +72,7 @@ class OpenVinoSession:
         while start < len(pixels):
             # In powers of two: a picture more costs much, a call more little.
             size = 1 << (len(pixels) - start).bit_length() - 1
-            parts.append(_vectors(self._towers[IMAGE], [pixels[start : start + size]]))
+            parts.append(self._run(IMAGE, [pixels[start : start + size]]))
             start += size
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
@@ -84,7 +84,15 @@ class OpenVinoSession:
         # Behind a text comes what is masked, or, where there is no mask, its end token or padding once more.
         inputs = [np.pad(ids.astype(np.int64), tokens, 'edge'), np.pad(mask.astype(np.int64), tokens)]
         padded = [np.pad(array, rows, 'edge') for array in inputs]
-        return _vectors(self._towers[TEXT], padded if self._masked else padded[:1])[:count]
+        return self._run(TEXT, padded if self._masked else padded[:1])[:count]
+
+    def _run(self, tower: Tower, inputs: list[NDArray[Any]]) -> NDArray[np.float32]:
+        request = self._towers[tower]
+        try:
+            return _vectors(request, inputs)
+        except OutOfMemory:
+            self._towers.release(tower)  # else it keeps what it had already taken, and has no room for half as much
+            raise
 
     def release(self, tower: Tower) -> None:
         """See `base.Session`."""
@@ -103,6 +111,15 @@ def _at_least(size: int, steps: tuple[int, ...]) -> int:
 def _vectors(request: Any, inputs: list[NDArray[Any]]) -> NDArray[np.float32]:
     for position, array in enumerate(inputs):
         request.set_input_tensor(position, openvino.Tensor(np.ascontiguousarray(array), shared_memory=True))
-    request.infer()
+    # Without memory for a call, OpenVINO leaves the last result as it is and says nothing.
+    request.get_output_tensor(0).data[:1] = 0
+    try:
+        request.infer()
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and 'alloc' not in str(error):
+            raise
+        raise OutOfMemory(str(error)[:200]) from None
     vectors: NDArray[np.float32] = request.get_output_tensor(0).data.copy()  # the next call overwrites it
+    if len(vectors) != len(inputs[0]) or not vectors[:1].any():
+        raise OutOfMemory(f'OpenVINO gives no result for {len(inputs[0])} items')
     return vectors

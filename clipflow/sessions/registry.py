@@ -4,6 +4,7 @@ A new runtime is a module beside this one, a line in `_RUNTIMES`, and its place 
 """
 
 import logging
+import os
 import sys
 from dataclasses import dataclass
 from importlib import import_module
@@ -149,15 +150,32 @@ def candidates(settings: EncoderSettings, machine: Machine) -> list[Choice]:
             elif settings.runtime == runtime:
                 found.append(Choice(runtime, device, precision, 'asked for'))
     if not found:
-        raise InvalidParameter(
-            f'CLIPFLOW_RUNTIME={settings.runtime} cannot compute in {settings.precision} on {device} here'
-            + ('; int8 needs the extra "onnx": pip install "clipflow[onnx]"' if settings.precision == 'int8' else '')
-        )
+        raise InvalidParameter(_nothing(settings, device))
     return found
 
 
+def _nothing(settings: EncoderSettings, device: str) -> str:
+    """Why there is no way to compute what was asked for, and what to set instead."""
+    precision, able = settings.precision, _order(device, settings.precision)
+    if settings.runtime != 'auto':
+        offered = [number for (place, number), names in _ORDER.items() if place == device and settings.runtime in names]
+        instead = f'CLIPFLOW_RUNTIME={able[0]}' if able else f'CLIPFLOW_PRECISION={offered[0]}'
+        return f'CLIPFLOW_RUNTIME={settings.runtime} cannot compute in {precision} on {device}; set {instead}'
+    if able:
+        return f'{precision} on {device} needs the extra "{able[0]}": pip install "clipflow[{able[0]}]"'
+    offered = [number for place, number in _ORDER if place == device]
+    instead = ', or CLIPFLOW_DEVICE=cpu' if _order('cpu', precision) else ''
+    return f'nothing computes in {precision} on {device}; set CLIPFLOW_PRECISION to {" or ".join(offered)}{instead}'
+
+
 def _device(settings: EncoderSettings, machine: Machine) -> str:
-    """cpu, cuda or mps; raises InvalidParameter if it is not there."""
+    """cpu, cuda or mps; raises InvalidParameter if it is not there, or not for this runtime."""
+    places = list(dict.fromkeys(place for (place, _), names in _ORDER.items() if settings.runtime in names))
+    if places and settings.device not in ('auto', *places):
+        raise InvalidParameter(
+            f'CLIPFLOW_RUNTIME={settings.runtime} computes on {" or ".join(places)}, not on {settings.device}; '
+            'set CLIPFLOW_DEVICE=auto'
+        )
     cuda = {
         'auto': machine.cuda,
         'torch': machine.cuda,
@@ -169,11 +187,18 @@ def _device(settings: EncoderSettings, machine: Machine) -> str:
     if device == 'cuda' and not machine.cuda:
         asked = 'CLIPFLOW_DEVICE is cuda' if settings.device == 'cuda' else 'tensorrt needs an NVIDIA GPU'
         raise InvalidParameter(
-            f'{asked}, but PyTorch finds no CUDA device; is there a driver, and is it the CUDA build?'
+            f'{asked}, but PyTorch finds no CUDA device; is there a driver, and is it the CUDA build?' + _unresolved()
         )
     if device == 'mps' and not machine.mps:
         raise InvalidParameter('CLIPFLOW_DEVICE is mps, but PyTorch finds no such device; it is the GPU of a Mac')
     return device
+
+
+def _unresolved() -> str:
+    """What Jina leaves in the environment where it should give each replica a card, and cannot count them."""
+    if not os.environ.get('CUDA_VISIBLE_DEVICES', '').startswith('RR'):
+        return ''
+    return ' Jina did not find nvidia-smi, which tells it how many cards there are: set CUDA_TOTAL_DEVICES'
 
 
 def _installed(runtime: str, device: str, machine: Machine) -> bool:
@@ -194,6 +219,17 @@ _ORDER = {
     ('mps', 'float16'): ('torch',),
 }
 """Runtimes by device and precision, the fastest first (for CPUs, benchmarks/README.md has the figures)."""
+
+
+_ONNX_GPU = 'install onnxruntime-gpu in place of onnxruntime'
+_FASTER = {
+    ('cpu', 'openvino'): 'the extra "openvino" is faster on this CPU: pip install "clipflow[openvino]"',
+    ('cpu', 'onnx'): 'the extra "onnx" is faster on this CPU: pip install "clipflow[onnx]"',
+    ('cuda', 'tensorrt'): 'the extra "tensorrt" may be faster on this GPU: pip install "clipflow[tensorrt]"; or '
+    + _ONNX_GPU,
+    ('cuda', 'onnx'): f'ONNX Runtime may be faster on this GPU: {_ONNX_GPU}',
+}
+"""What to say of a runtime that is not installed. Only those of CPUs were measured."""
 
 
 def _order(device: str, precision: str) -> tuple[str, ...]:
@@ -301,6 +337,11 @@ def faster(settings: EncoderSettings, choice: Choice, machine: Machine) -> tuple
     broken = machine.broken if settings.runtime == 'auto' else ()
     if machine.mps and settings.device == 'auto':
         return (*broken, 'this machine has a GPU that was not measured: compare with CLIPFLOW_DEVICE=mps')
-    if settings.runtime != 'auto' or choice.device != 'cpu' or 'openvino' in machine.packages:
+    if settings.runtime == 'onnx' and machine.cuda and choice.device == 'cpu' and settings.device == 'auto':
+        return (*broken, f'there is a GPU, which this ONNX Runtime does not know: {_ONNX_GPU}')
+    if settings.runtime != 'auto':
         return broken
-    return (*broken, 'the extra "openvino" is faster on this CPU: pip install "clipflow[openvino]"')
+    order = _order(choice.device, choice.precision)
+    better = order[: order.index(choice.runtime)]
+    missing = [runtime for runtime in better if not _installed(runtime, choice.device, machine)]
+    return (*broken, _FASTER[choice.device, missing[0]]) if missing else broken

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from clipflow.errors import Internal, InvalidParameter, Unavailable
 from clipflow.sessions.base import IMAGE, TEXT, Options, OutOfMemory, Tower, Towers, grey
-from clipflow.sessions.export import exported, file_name, locked, put
+from clipflow.sessions.export import exported, file_name, files_of, locked, put
 from clipflow.weights import ModelSpec
 
 _log = logging.getLogger('clipflow.tensorrt')
@@ -175,8 +175,11 @@ class _Engine:
 
 def _key(source: Path, context: int) -> str:
     """A plan of another key is of no use: it does not load, or is not of this model."""
-    with source.open('rb') as file:
-        parts = [hashlib.file_digest(file, 'sha256').hexdigest(), trt.__version__, _ITEMS, _TOKENS, context]
+    parts: list[Any] = []
+    for path in files_of(source):
+        with path.open('rb') as file:
+            parts.append(hashlib.file_digest(file, 'sha256').hexdigest())
+    parts += [trt.__version__, _ITEMS, _TOKENS, context]
     parts += [torch.cuda.get_device_capability(), torch.cuda.get_device_name()]
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
@@ -189,7 +192,7 @@ def _build(source: Path, tower: Tower, spec: ModelSpec) -> bytes:
     flag = getattr(trt.NetworkDefinitionCreationFlag, 'STRONGLY_TYPED', None)  # without it, they are always
     network = builder.create_network(0 if flag is None else 1 << int(flag))
     parser = trt.OnnxParser(network, _LOGGER)  # it holds the weights until the engine is built
-    if not parser.parse(source.read_bytes()):
+    if not parser.parse_from_file(str(source)):
         reasons = '; '.join(str(parser.get_error(number)) for number in range(min(parser.num_errors, _ERRORS)))
         reasons = ' '.join(reasons.split()) or _LOGGER.said()
         raise InvalidParameter(f'TensorRT cannot read the {tower} tower of {spec.name}: {reasons}')

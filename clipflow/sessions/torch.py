@@ -16,6 +16,8 @@ _log = logging.getLogger('clipflow.torch')
 
 _COMPILED_FOR = ((1, 8), (1, 9), (2, 8), (3, 9))
 """Items, and tokens of each, that make PyTorch see which sizes change."""
+_NO_MEMORY = "can't allocate memory"
+"""What is said of a CPU; only GPUs have a class of their own for it."""
 _TOKENS_FOR_ONE_THREAD = 64
 """A short query gains a fifth from a second thread, and loses threefold where that thread has to wait for its core."""
 
@@ -37,6 +39,7 @@ class TorchSession:
             raise InvalidParameter(f'torch computes in {", ".join(FORMATS)}, not in {options.precision!r}')
         self._spec, self._options = spec, options
         self._device = torch.device(options.device)
+        torch.backends.cudnn.allow_tf32 = False  # on by default, and then float32 is not as good as float32
         self._towers = Towers(lambda tower: self._load(tower)[tower], self._load(*TOWERS))
         self.dimension = int(self.encode_images(grey(spec)).shape[1])
 
@@ -82,14 +85,17 @@ class TorchSession:
         module = self._towers[tower]
         try:
             return self._call(tower, module, inputs)
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not isinstance(error, torch.OutOfMemoryError) and _NO_MEMORY not in str(error):
+                raise
             reason = str(error)
         # Outside of the handler, where nothing holds the tensors of the call any more.
         self._free()
         raise OutOfMemory(reason)
 
     def _call(self, tower: Tower, module: Any, inputs: list[NDArray[Any]]) -> NDArray[np.float32]:
-        short = tower == TEXT and inputs[0].size <= _TOKENS_FOR_ONE_THREAD
+        # What is compiled is so for one number of threads, and another number compiles it again.
+        short = tower == TEXT and inputs[0].size <= _TOKENS_FOR_ONE_THREAD and not self._options.compiled
         torch.set_num_threads(1 if short else self._options.threads)
         with torch.inference_mode():
             vectors = module(*(torch.from_numpy(array).to(self._device) for array in inputs))

@@ -12,6 +12,9 @@ from clipflow.weights import CLIP_SERVER, ModelSpec
 
 FORMATS = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
 
+_OF_NO_VECTOR = ('logit_scale', 'logit_bias', 'num_batches_tracked')
+"""Weights that no vector depends on; a checkpoint may lack them."""
+
 
 class _Tower(torch.nn.Module):
     """One half of a model: the other half's weights are not held."""
@@ -93,7 +96,7 @@ def load_towers(spec: ModelSpec) -> tuple[ImageTower, TextTower]:
     """Both towers in float32 on the CPU.
 
     Raises:
-        InvalidParameter: transformers cannot make a model of these files.
+        InvalidParameter: transformers cannot make a model of these files, or only one with random weights.
     """
     import transformers
 
@@ -109,12 +112,18 @@ def load_towers(spec: ModelSpec) -> tuple[ImageTower, TextTower]:
         config = transformers.AutoConfig.from_pretrained(str(spec.directory), trust_remote_code=False)
         if spec.activation:
             config.text_config.hidden_act = config.vision_config.hidden_act = spec.activation
-        model = transformers.AutoModel.from_pretrained(
-            str(spec.directory), config=config, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+        model, found = transformers.AutoModel.from_pretrained(
+            str(spec.directory),
+            config=config,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
         )
     except Exception as error:  # transformers raises whatever its file readers raise
         reason = first_line(error)
         raise InvalidParameter(f'the model in {spec.directory} cannot be loaded: {reason}') from None
+    _check_complete(spec, found)
     for part in model.modules():
         pooling = getattr(part, 'pooler', None)
         if isinstance(pooling, torch.nn.AvgPool2d):
@@ -126,6 +135,19 @@ def load_towers(spec: ModelSpec) -> tuple[ImageTower, TextTower]:
         vision.embeddings = _FixedPositions(vision.embeddings, *(side // vision.config.patch_size for side in sides))
     model = model.eval().to(memory_format=torch.channels_last)
     return ImageTower(model, spec).eval(), TextTower(model, spec).eval()
+
+
+def _check_complete(spec: ModelSpec, found: dict[str, Any]) -> None:
+    """transformers fills what the files lack with random numbers."""
+    missing = sorted(name for name in found['missing_keys'] if not name.endswith(_OF_NO_VECTOR))
+    if missing:
+        others = sorted(found['unexpected_keys'])
+        raise InvalidParameter(
+            f'the weights in {spec.directory} lack {missing[0]}'
+            + (f' and {len(missing) - 1} more of the model' if missing[1:] else '')
+            + (f', but hold {others[0]}, which it has not got' if others else '')
+            + '; save the whole model with save_pretrained, and not a part, a wrapper or an adapter of it'
+        )
 
 
 def _normalisation(spec: PictureSpec) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,12 +1,13 @@
 """A model repository for Triton: the exported towers, and what Triton has to know of them."""
 
+import errno
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from clipflow.errors import Conflict
+from clipflow.errors import Conflict, ReadOnly, StorageFull
 from clipflow.sessions.base import IMAGE, TEXT, Tower
-from clipflow.sessions.export import exported, file_name, put
+from clipflow.sessions.export import exported, file_name, files_of, put
 from clipflow.weights import ModelSpec
 
 MAX_BATCH = 64
@@ -71,11 +72,20 @@ def write_repository(spec: ModelSpec, cache: Path, out: Path, dimension: int, se
         serving: how they are to run.
 
     Raises:
-        Conflict: `out` exists and is a file.
+        Conflict: `out`, or a folder in it, exists and is a file.
+        StorageFull, ReadOnly: it cannot be written.
     """
     directory = exported(spec, cache, serving.precision)
-    if out.exists() and not out.is_dir():
-        raise Conflict(f'{out} is a file; a model repository is a folder')
+    try:
+        return _written(directory, spec, out, dimension, serving)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise Conflict(f'{error.filename} is in the way; a model repository is a folder of folders') from None
+    except OSError as error:
+        kind = StorageFull if error.errno == errno.ENOSPC else ReadOnly
+        raise kind(f'the model repository {out} cannot be written: {error.strerror}') from None
+
+
+def _written(directory: Path, spec: ModelSpec, out: Path, dimension: int, serving: Serving) -> list[Path]:
     folders = []
     for tower, inputs in _inputs(spec).items():
         folder = out / f'clip_{tower}'
@@ -84,7 +94,9 @@ def write_repository(spec: ModelSpec, cache: Path, out: Path, dimension: int, se
         # Triton looks for new folders with numbers: the file is whole before the folder has its name.
         temporary = folder / f'{version}.part'
         temporary.mkdir(exist_ok=True)
-        shutil.copyfile(directory / file_name(tower, serving.precision), temporary / 'model.onnx')
+        graph = directory / file_name(tower, serving.precision)
+        for file in files_of(graph):  # the graph knows the other one by its name
+            shutil.copyfile(file, temporary / ('model.onnx' if file == graph else file.name))
         # What is said of it is there before: the session asks for that when it sees another version.
         put(folder / 'config.pbtxt', _config(spec, tower, inputs, dimension, serving).encode())
         temporary.rename(folder / str(version))

@@ -20,13 +20,13 @@ WAL = 'WAL'
 ROLLBACK = 'TRUNCATE'
 """New pages are written once, not to a log first: for a store that is filled while nobody reads it."""
 REGEX_SECONDS = 2.0
-"""For a pattern on all documents of a statement, what is usual aside."""
+"""For a pattern on all documents of a request, what is usual aside."""
 _USUAL_SECONDS = 0.0001
 """For one document; far more than an ordinary pattern takes."""
 _ERRORS: dict[int, tuple[type[ClipflowError], str]] = {
     sqlite3.SQLITE_FULL: (
         StorageFull,
-        'no space is left on the disk of the workspace; nothing of this request is stored',
+        'no space is left on the disk of the workspace, so this is not stored',
     ),
     sqlite3.SQLITE_READONLY: (ReadOnly, 'the workspace cannot be written to; check its permissions'),
     sqlite3.SQLITE_CANTOPEN: (ReadOnly, 'the database of the workspace cannot be opened; check its permissions'),
@@ -47,8 +47,10 @@ def connect(path: Path, journal: str = WAL) -> sqlite3.Connection:
 
 @contextmanager
 def translated(file: str = layout.DOCUMENTS) -> Iterator[None]:
-    """SQLite's errors as ours; `file` is what they happen to. Patterns have their time from here on."""
-    _patterns.left, _patterns.late = REGEX_SECONDS, ''
+    """SQLite's errors as ours; `file` is what they happen to. Patterns have their time, see `one_request`."""
+    _patterns.late = ''
+    if not _patterns.shared:
+        _patterns.left = REGEX_SECONDS
     try:
         yield
     except sqlite3.Error as error:
@@ -60,6 +62,16 @@ def translated(file: str = layout.DOCUMENTS) -> Iterator[None]:
         code = getattr(error, 'sqlite_errorcode', 0) & 0xFF
         kind, sentence = _ERRORS.get(code, (Internal, f'the store failed: {error}'))
         raise kind(sentence.replace('{file}', file)) from error
+
+
+@contextmanager
+def one_request() -> Iterator[None]:
+    """All statements of this thread inside share the time of patterns; outside, each has its own."""
+    _patterns.left, _patterns.shared = REGEX_SECONDS, True
+    try:
+        yield
+    finally:
+        _patterns.shared = False
 
 
 def lock(directory: Path) -> int:
@@ -85,10 +97,11 @@ def lock(directory: Path) -> int:
 
 
 class _Patterns(threading.local):
-    """What patterns may still take in the statement that this thread is at, and the one that took too long."""
+    """What patterns may still take here, the one that took too long, and whether statements share the time."""
 
     left = REGEX_SECONDS
     late = ''
+    shared = False
 
 
 _patterns = _Patterns()

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from clipflow.filters import Filter
+from clipflow.filters import Filter, can_name
 from clipflow.store.reading import Documents, thinned
 
 Value = str | int | float | bool
@@ -43,13 +43,20 @@ def from_json(found: dict[str, Any]) -> Facet:
 
 
 def merged(facets: Iterable[Facet]) -> list[Facet]:
-    """One facet a tag, with the sums; tags in the order of the alphabet."""
+    """One facet a tag, with the sums; see `summed`."""
+    return summed((facet.tag, value, count) for facet in facets for value, count in facet.counts.items())
+
+
+def summed(counted: Iterable[tuple[str, Value, int]]) -> list[Facet]:
+    """Facets of tags, values and counts, in the order of the alphabet; of tags that a filter can name.
+
+    Values that a filter takes for equal are one, and where a tag has 1 and true, that is 1.
+    """
     found: dict[str, Facet] = {}
-    for facet in facets:
-        counts = found.setdefault(facet.tag, Facet(facet.tag)).counts
-        for value, count in facet.counts.items():
-            counts[value] = counts.get(value, 0) + count
-    return [found[tag] for tag in sorted(found)]
+    for tag, value, count in sorted(counted, key=lambda item: isinstance(item[1], bool)):
+        counts = found.setdefault(tag, Facet(tag)).counts
+        counts[value] = counts.get(value, 0) + count
+    return [found[tag] for tag in sorted(found) if can_name(tag)]
 
 
 def count_values(documents: Documents, matching: Filter | None) -> tuple[list[Facet], bool]:
@@ -60,14 +67,11 @@ def count_values(documents: Documents, matching: Filter | None) -> tuple[list[Fa
     """
     keys = documents.keys() if matching is None else np.sort(documents.matching_keys(matching))
     counted = thinned(keys, COUNTED)
-    found: dict[str, Facet] = {}
-    # Numbers first: where a tag has 1 and true, which a filter takes for equal, they show as 1.
     rows = documents.tag_values(json.dumps(counted.tolist()))
-    for tag, kind, value, count in sorted(rows, key=lambda row: row[1] in ('true', 'false')):
-        # SQLite has no booleans: the type tells 1 from true.
-        known: Value = kind == 'true' if kind in ('true', 'false') else value
-        counts = found.setdefault(tag, Facet(tag)).counts
-        counts[known] = counts.get(known, 0) + count
-    for facet in found.values():
+    # SQLite has no booleans: the type tells 1 from true.
+    found = summed(
+        (tag, kind == 'true' if kind in ('true', 'false') else value, count) for tag, kind, value, count in rows
+    )
+    for facet in found:
         facet.counts = {value: round(count * len(keys) / len(counted)) for value, count in facet.counts.items()}
-    return [found[tag] for tag in sorted(found)], len(counted) < len(keys)
+    return found, len(counted) < len(keys)

@@ -2,6 +2,7 @@
 
 import json
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -20,6 +21,8 @@ from clipflow.store.migrations import migrate
 _ROWS_PER_READ = 1000
 _PATIENCE_MS = 3000
 """Only a checkpoint waits, for whoever reads; feedback waits behind it."""
+_opening = threading.Lock()
+"""While two connections turn a new file to WAL, SQLite refuses one instead of waiting."""
 _COLUMNS = 'time, user, model, head, text, vector, shown, scores, clicked, disliked'
 
 
@@ -56,7 +59,7 @@ class FeedbackLog:
             raise ReadOnly(f'the workspace {workspace} cannot be written: {error.strerror}') from None
         self._translated = partial(translated, f'{layout.FEEDBACK}/{shard}.db')
         self._deleted = 0  # what no purge has overwritten yet
-        with self._translated():
+        with _opening, self._translated():
             self._db = connect(folder / f'{shard}.db')
             self._db.execute(f'PRAGMA busy_timeout = {_PATIENCE_MS}')
             # What is purged is to be gone from the file too.

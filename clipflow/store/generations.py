@@ -1,8 +1,13 @@
 """Which of the directories in a workspace holds its documents.
 
-A whole collection that is made anew (`clipflow reindex`, `clipflow reshard`) is written beside the old one, and takes
-its place by the change of one small file. A backup that is put back replaces what lies beside the documents too: it is
-complete under one name when that name appears, and whoever asks next which directory counts does what is left to do.
+A whole collection that is made anew (`clipflow build`, `reindex`, `reshard`) is written beside the old one, and takes
+its place by the change of one small file. One command at a time may do such a thing (`alone`); it changes that file
+while it, or the service that it asks, holds the locks of all shards that count; and who has locked shards looks once
+more whether they count (`check`). So nothing is written to documents that count no more, and nothing is deleted that
+counts. The file also names what is to be deleted: what a kill leaves of it goes with the next command or start.
+
+A backup that is put back replaces what lies beside the documents too: it is complete under one name when that name
+appears, and whoever asks next which directory counts does what is left to do.
 """
 
 import fcntl
@@ -10,17 +15,15 @@ import os
 import re
 import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from clipflow.errors import Internal, ReadOnly, StorageFull
-from clipflow.files import sync
+from clipflow.errors import Conflict, Internal, NotFound, ReadOnly, StorageFull
+from clipflow.files import replaced, sync
 from clipflow.store import layout
 
 _NAME = re.compile(rf'{layout.INDEXER}(-[a-z0-9]+)?')
-_GONE = '.gone'
 _BESIDE = (layout.FEEDBACK, layout.RANKER)
 
 
@@ -34,9 +37,46 @@ def current(workspace: Path) -> Path:
     if (workspace / layout.RESTORED).is_dir():
         with _translated(workspace):
             _take_over(workspace)
-    for left in workspace.glob(f'*{_GONE}'):
-        shutil.rmtree(left, ignore_errors=True)
-    return workspace / _read(workspace)
+    return workspace / _read(workspace)[0]
+
+
+@contextmanager
+def alone(workspace: Path, *, make: bool = False) -> Iterator[Path]:
+    """No other command makes documents anew, or puts a backup back, meanwhile; the directory that counts.
+
+    What an earlier one has left to delete is deleted first.
+
+    Raises:
+        NotFound: there is no workspace, and `make` does not say that it is to be made.
+        Conflict: another command does such a thing.
+        Internal, StorageFull, ReadOnly: see `current`.
+    """
+    if not workspace.exists() and not make:
+        raise NotFound(f'there are no documents in {workspace}; check CLIPFLOW_WORKSPACE')
+    with _translated(workspace):
+        workspace.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(workspace, os.O_RDONLY)
+    try:
+        try:
+            # The directory itself: a file for it could not be removed again without a gap.
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Conflict(f'another command makes the documents in {workspace} anew; let it end, or stop it') from None
+        folder = current(workspace)
+        clear(workspace)
+        yield folder
+    finally:
+        os.close(descriptor)
+
+
+def check(folder: Path) -> None:
+    """For who has locked the shards in `folder`, before anything is written there.
+
+    Raises:
+        Conflict: it counts no more.
+    """
+    if (counts := current(folder.parent)) != folder:
+        raise Conflict(f'the documents were moved from {folder} to {counts} just now; try again')
 
 
 def named(workspace: Path, mark: str) -> Path:
@@ -44,27 +84,42 @@ def named(workspace: Path, mark: str) -> Path:
     return workspace / f'{layout.INDEXER}-{mark}'
 
 
-def switch(workspace: Path, folder: Path) -> None:
+def free(workspace: Path, mark: str) -> Path:
+    """As `named`, the same at each call, but never the directory that counts."""
+    return next(path for path in (named(workspace, mark), named(workspace, f'{mark}2')) if path != current(workspace))
+
+
+def switch(workspace: Path, folder: Path, gone: Path | None = None) -> None:
     """From now on `folder` counts; at no moment neither or both do, and it stays so after a power cut.
+
+    Args:
+        workspace: where.
+        folder: complete.
+        gone: a directory that `clear` is to delete, now or after a kill.
 
     Raises:
         StorageFull, ReadOnly: the file could not be written; the one before counts.
     """
     with _translated(workspace):
-        with tempfile.NamedTemporaryFile('w', dir=workspace, prefix=layout.GENERATION, delete=False) as file:
-            file.write(folder.name + '\n')
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(file.name, workspace / layout.GENERATION)
-        sync(workspace)
+        for path in (*layout.shards(folder).values(), folder):
+            sync(path)
+    _write(workspace, folder.name, *([] if gone is None else [gone.name]))
 
 
-def remove(folder: Path) -> None:
-    """Delete a generation that nobody has open; what a kill leaves of it goes when somebody asks which one counts."""
-    gone = folder.with_name(folder.name + _GONE)
-    with _translated(folder.parent):
-        folder.rename(gone)
-    shutil.rmtree(gone, ignore_errors=True)
+def cleared(workspace: Path) -> Path:
+    """As `current`, for a service that starts: what a killed command has left to delete is deleted, if it can be."""
+    with suppress(Conflict, NotFound, ReadOnly, StorageFull), alone(workspace) as folder:
+        return folder
+    return current(workspace)
+
+
+def clear(workspace: Path) -> None:
+    """Delete what counts no more; for who is `alone`. What cannot be deleted is left for the next one."""
+    counts, *gone = _read(workspace)
+    for name in gone:
+        shutil.rmtree(workspace / name, ignore_errors=True)
+    if gone and not any((workspace / name).exists() for name in gone):
+        _write(workspace, counts)
 
 
 def staging(workspace: Path) -> Path:
@@ -97,7 +152,7 @@ def replace(workspace: Path) -> None:
 def _take_over(workspace: Path) -> None:
     """Every step may have been taken before; the old documents go last."""
     folder = workspace / layout.RESTORED
-    with _alone(folder) as there:
+    with _one_after_the_other(folder) as there:
         if not there:
             return
         pointer = folder / layout.GENERATION
@@ -108,7 +163,7 @@ def _take_over(workspace: Path) -> None:
             sync(workspace)
             os.replace(pointer, workspace / layout.GENERATION)
             sync(workspace)
-        counts = _read(workspace)
+        counts = _read(workspace)[0]
         for path in workspace.iterdir():
             if _NAME.fullmatch(path.name) and path.name != counts:
                 shutil.rmtree(path)
@@ -123,7 +178,7 @@ def _move(source: Path, target: Path) -> None:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[bool]:
+def _one_after_the_other(folder: Path) -> Iterator[bool]:
     """One process at a time: the shards of a service ask at the same moment. Whether it is still there to be done."""
     try:
         descriptor = os.open(folder / layout.LOCK, os.O_RDWR | os.O_CREAT, 0o600)
@@ -137,17 +192,22 @@ def _alone(folder: Path) -> Iterator[bool]:
         os.close(descriptor)
 
 
-def _read(workspace: Path) -> str:
+def _read(workspace: Path) -> list[str]:
+    """The name of the directory that counts, and of one that is to be deleted, if there is one."""
     path = workspace / layout.GENERATION
     try:
-        name = path.read_text(encoding='utf-8').strip()
+        names = [line.strip() for line in path.read_text(encoding='utf-8').splitlines()] or ['']
     except FileNotFoundError:
-        name = layout.INDEXER
+        names = [layout.INDEXER]
     except (OSError, UnicodeDecodeError) as error:
         raise Internal(f'{path} cannot be read: {error}') from None
-    if not _NAME.fullmatch(name):
+    if not all(_NAME.fullmatch(name) for name in names) or names[0] in names[1:]:
         raise Internal(f'{path} is damaged; it should hold the name of the directory that counts')
-    return name
+    return names
+
+
+def _write(workspace: Path, *names: str) -> None:
+    replaced(workspace / layout.GENERATION, ''.join(f'{name}\n' for name in names).encode())
 
 
 @contextmanager

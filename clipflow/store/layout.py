@@ -1,8 +1,9 @@
 """What belongs to a workspace, and under which names.
 
-generation                names the directory that holds the documents; where it is missing, that is `indexer`
+generation                names the directory that holds the documents; where it is missing, that is `indexer`. A second
+                          line names one that counts no more and is being deleted
 indexer/<shard>/          documents.db, the truth; lock; snapshots/<number>/, derived
-indexer*.gone/            documents that count no more and are being deleted
+indexer-<mark>/           documents that were made anew, or are being made
 feedback/<shard>.db       what people thought of results
 ranker/                   heads of the ranker
 backup                    held while a backup is taken; holds the mark of this workspace

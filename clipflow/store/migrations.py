@@ -63,12 +63,12 @@ def migrate(db: sqlite3.Connection, steps: Sequence[Callable[[sqlite3.Connection
         Conflict: a newer clipflow has written it.
     """
     steps = STEPS if steps is None else steps
-    version = _taken(db, steps)
-    if version == len(steps):
+    if _taken(db, steps) == len(steps):
         return
     db.execute('BEGIN IMMEDIATE')
     try:
-        for step in steps[version:]:
+        # Another connection may have taken some while this one waited.
+        for step in steps[_taken(db, steps) :]:
             step(db)
         db.execute(f'PRAGMA user_version = {len(steps)}')
         db.execute('COMMIT')

@@ -78,13 +78,13 @@ class Documents:
         meta = self._meta()
         return meta['fingerprint'], meta['model']
 
-    def shards(self) -> int:
-        """How many shards there are in all."""
-        return int(self._meta().get('shards', '1'))
-
     def last_sequence(self) -> int:
         """Number of the latest change that gave a document a number."""
         return int(self._meta()['sequence'])
+
+    def newest_key(self) -> int:
+        """The highest key that a document has or had."""
+        return int(self._read("SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'documents'")[0][0])
 
     def precision(self) -> str:
         """What the first of the vectors were made with: float or int8; empty if there never was one."""

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from clipflow.errors import Conflict, DimensionMismatch, ModelMismatch
+from clipflow.errors import DimensionMismatch, ModelMismatch
 from clipflow.filters import Filter, index_expression
-from clipflow.store import layout
+from clipflow.store import shard_count
 from clipflow.store.connection import WAL, lock, translated
 from clipflow.store.migrations import migrate
 from clipflow.store.reading import Documents, Record, chunks
@@ -31,7 +31,8 @@ class Store(Documents):
     """The documents of one shard, in `directory`, for the one process that writes.
 
     Raises (on opening):
-        Conflict: another process has the workspace, or a newer clipflow wrote it.
+        Conflict: another process has the workspace, a newer clipflow wrote it, or its documents are in another number
+            of shards. Then nothing has been made.
         ModelMismatch: its vectors were made with another model.
         ReadOnly: it cannot be written.
         InvalidFilter: one of `indexed_tags`, which filters are to find quickly, cannot be the name of a tag.
@@ -48,6 +49,7 @@ class Store(Documents):
         journal: str = WAL,
     ) -> None:
         super().__init__(directory, journal)
+        shard_count.check(directory.parent, shards)
         self._lock_file: int | None = lock(directory)
         self._writing = threading.Lock()
         try:
@@ -74,11 +76,8 @@ class Store(Documents):
                 f'{model!r} ({fingerprint}); set CLIPFLOW_MODEL back, make them anew with `clipflow reindex`, or '
                 'choose another CLIPFLOW_WORKSPACE'
             )
-        elif int(meta.get('shards', '1')) != shards:
-            raise Conflict(_other_shards(self.directory, f'one of {meta.get("shards", "1")} shards', shards))
-        own = int(self.directory.name) if self.directory.name.isdigit() else -1
-        if -1 < own < shards <= max(layout.shards(self.directory.parent), default=0):
-            raise Conflict(_other_shards(self.directory.parent, 'more shards', shards))
+        elif (other := int(meta.get('shards', '1'))) != shards:
+            raise shard_count.mismatch(self.directory.parent, other, shards)
 
     def _index_tags(self, names: Collection[str]) -> None:
         """An index of each declared tag, and none of others."""
@@ -135,6 +134,13 @@ class Store(Documents):
         with self._transaction() as db:
             _note_taken(db, sequence)
 
+    def note_newest_key(self, key: int) -> None:
+        """Keys up to this one are never given to another document."""
+        newest = max(key, self.newest_key())
+        with self._transaction() as db:
+            db.execute("DELETE FROM sqlite_sequence WHERE name = 'documents'")
+            db.execute("INSERT INTO sqlite_sequence VALUES ('documents', ?)", (newest,))
+
     def upsert(
         self, records: Sequence[Record], precision: str = 'float', *, mixed: bool = False, keep_keys: bool = False
     ) -> NDArray[np.int64]:
@@ -144,7 +150,7 @@ class Store(Documents):
             records: with their vectors.
             precision: the vectors were made with: float or int8.
             mixed: whether vectors of both may be in the store.
-            keep_keys: whether a new document gets the key of its record, that of the store it comes from.
+            keep_keys: whether a document gets the key of its record, that of the store it comes from.
 
         Raises:
             DimensionMismatch: the store holds vectors of another length.
@@ -160,6 +166,8 @@ class Store(Documents):
             newest = int(db.execute('SELECT coalesce(max(key), 0) FROM documents').fetchone()[0])
             sequence = self._sequence(db, len(records))
             for record, blob in zip(records, blobs, strict=True):
+                if keep_keys:  # deleted and stored again over there, it has another one
+                    db.execute('DELETE FROM documents WHERE id = ? AND key != ?', (record.id, record.key))
                 row = db.execute(
                     f'{_UPSERT} RETURNING key',
                     (record.key if keep_keys else None, *_row(record, next(sequence)), blob),
@@ -262,13 +270,6 @@ def _row(record: Record, sequence: int) -> tuple[str, int, str, str, str]:
 
 def _quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
-
-
-def _other_shards(place: Path, held: str, shards: int) -> str:
-    return (
-        f'{place} holds {held}, but {shards} are asked for; set CLIPFLOW_SHARDS back, or move the documents with '
-        f'`clipflow reshard --to {shards}`'
-    )
 
 
 def other_precision(stored: str, given: str) -> ModelMismatch:

@@ -1,7 +1,10 @@
 """Second stage: content becomes embeddings. See README.md beside this file."""
 
+import contextlib
+import os
+import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from docarray import Document, DocumentArray
 
@@ -19,6 +22,19 @@ from clipflow.wire import ClassifyParameters, EncodeParameters, FeedbackParamete
 from clipflow.work import WorkQueue, share_of_cores
 
 
+@contextlib.contextmanager
+def _leaving_at_once() -> Iterator[None]:
+    """At SIGTERM, while a model loads or a server is waited for: this takes minutes, and nothing has to end well."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 class ClipEncoder(Room):
     """Runs the model, what waits together at once; the threads are inside the model."""
 
@@ -32,7 +48,8 @@ class ClipEncoder(Room):
         # The model is loaded in the thread that will run it: every thread that calls OpenMP gets a team of its own, and
         # with more of them than cores each call waits twice as long for its helpers.
         self.work = WorkQueue(self.stage, 1, self.settings.queue_limit)
-        self._embedder = self.work.do(self._load)
+        with _leaving_at_once():
+            self._embedder = self.work.do(self._load)
         self._gathering = Gathering(self.work, self._embedder.embed_together, self.settings.batch_size)
         self._usual = templates.usual(self.settings.templates, self.spec.templates)
         self._closing = threading.Event()
@@ -52,9 +69,9 @@ class ClipEncoder(Room):
         while not self._closing.wait(ttl / 4):
             try:
                 self.work.do(lambda: self._embedder.release_idle(ttl))
-            except RuntimeError:
+            except Exception:  # what runtimes raise
                 if not self._closing.is_set():  # else the thread of the model has just ended
-                    raise
+                    self.log.exception('a tower that nobody has asked for cannot be freed')
 
     @endpoint('/', '/encode', parse=EncodeParameters)
     async def encode(self, docs: DocumentArray, parameters: EncodeParameters) -> None:

@@ -7,12 +7,13 @@ from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from clipflow.sessions.base import Options, Session
+from clipflow.sessions.base import Options, OutOfMemory, Session, Tower
 from clipflow.sessions.parity import compare, probes
 from clipflow.tokens import Tokenizer
 from clipflow.weights import ModelSpec, load_spec
@@ -94,6 +95,19 @@ def test_odd_input_of_any_size_gives_unit_vectors(
             assert np.abs(vectors - expected).max() < 1e-4
 
 
+@pytest.mark.parametrize('family', ['clip', 'clip-legacy'])
+@pytest.mark.parametrize('runtime', RUNTIMES)
+def test_a_text_s_vector_does_not_depend_on_its_neighbours_where_padding_has_the_largest_id(
+    tmp_path: Path, family: str, runtime: str
+) -> None:
+    spec = load_spec(str(checkpoints.pad_above_the_end(checkpoints.build(family, tmp_path / 'model'))))
+    session, tokenizer = opened(runtime, 'float32', spec, tmp_path), Tokenizer(spec)
+    together, alone = tokenizer(['cat', 'a dog and a cat']), tokenizer(['cat'])
+    assert together.ids.shape[1] > alone.ids.shape[1]
+    one = session.encode_texts(alone.ids, alone.mask)
+    assert np.abs(session.encode_texts(together.ids, together.mask)[:1] - one).max() < 1e-5
+
+
 @pytest.mark.parametrize('runtime', RUNTIMES)
 def test_a_result_is_not_overwritten_by_the_next_call(
     spec_of: Callable[[str], ModelSpec], cache: Path, runtime: str
@@ -161,3 +175,93 @@ def test_openvino_meets_few_shapes_whatever_it_is_asked(
             assert len(session.encode_texts(ids, ids)) == count
     assert len([shape for shape in met if len(shape) == 4]) <= 6
     assert len([shape for shape in met if len(shape) == 2]) <= 10 * 10
+
+
+def test_openvino_without_memory_says_so_and_works_again(
+    spec_of: Callable[[str], ModelSpec], cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip('openvino', reason="the extra 'openvino' is not installed")
+    from clipflow.sessions import openvino
+
+    vectors, load = openvino._vectors, openvino.OpenVinoSession._tower
+    loaded: list[Tower] = []
+
+    class Full:
+        """It leaves the last result as it is, and says nothing."""
+
+        def __init__(self, request: Any) -> None:
+            self.set_input_tensor, self.get_output_tensor = request.set_input_tensor, request.get_output_tensor
+
+        def infer(self) -> None:
+            pass
+
+    def full(request: Any, inputs: list[NDArray[Any]]) -> NDArray[np.float32]:
+        return vectors(Full(request) if len(inputs[0]) > 2 else request, inputs)
+
+    def noted(self: Any, tower: Tower) -> Any:
+        loaded.append(tower)
+        return load(self, tower)
+
+    monkeypatch.setattr(openvino.OpenVinoSession, '_tower', noted)
+    session = opened('openvino', 'float32', spec_of('clip'), cache)
+    pixels, _, _ = probes(spec_of('clip'))
+    expected = session.encode_images(pixels[:8])
+    loaded.clear()
+    monkeypatch.setattr(openvino, '_vectors', full)
+    for count in (8, 4):  # as many as in the last result, and another number
+        with pytest.raises(OutOfMemory, match=f'no result for {count} items'):
+            session.encode_images(pixels[:count])
+    assert np.abs(session.encode_images(pixels[:2]) - expected[:2]).max() < 1e-6
+    assert loaded == ['image', 'image'], 'what was taken for a call that failed is not held any more'
+
+
+@pytest.mark.parametrize(
+    ('error', 'told'),
+    [
+        (MemoryError(), OutOfMemory),
+        (RuntimeError('Exception from core: std::bad_alloc'), OutOfMemory),
+        (RuntimeError('shapes do not fit'), RuntimeError),
+    ],
+)
+def test_what_openvino_raises_without_memory_is_told_as_such(error: Exception, told: type[Exception]) -> None:
+    pytest.importorskip('openvino', reason="the extra 'openvino' is not installed")
+    from clipflow.sessions import openvino
+
+    class Request(MagicMock):
+        def infer(self) -> None:
+            raise error
+
+    with pytest.raises(told):
+        openvino._vectors(Request(), [np.zeros((1, 3), np.int64)])
+
+
+def test_onnx_on_cuda_computes_in_float32_and_not_in_tf32(
+    spec_of: Callable[[str], ModelSpec], cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    onnxruntime: Any = pytest.importorskip('onnxruntime', reason="the extra 'onnx' is not installed")
+    from clipflow.sessions import onnx
+
+    asked: list[dict[str, Any]] = []
+
+    class Session:
+        """A session that could be opened on CUDA."""
+
+        def __init__(self, *_: Any, **options: Any) -> None:
+            asked.append(options)
+
+        def get_providers(self) -> list[str]:
+            return [onnx.CUDA, 'CPUExecutionProvider']
+
+        def get_inputs(self) -> list[str]:
+            return ['ids']
+
+        def run(self, *_: Any) -> list[NDArray[np.float32]]:
+            return [np.ones((1, 3), np.float32)]
+
+    monkeypatch.setattr(onnxruntime, 'get_available_providers', lambda: [onnx.CUDA])
+    monkeypatch.setattr(onnxruntime, 'preload_dlls', lambda: None)
+    monkeypatch.setattr(onnxruntime, 'InferenceSession', Session)
+    onnx.load(spec_of('clip'), Options('cuda', 'float32', 1, False, cache))
+    assert [dict(zip(one['providers'], one['provider_options'], strict=True))[onnx.CUDA] for one in asked] == [
+        {'use_tf32': '0'}
+    ] * 2

@@ -43,7 +43,7 @@ class Shard(Indexing):
 
     def answer(self, doc: Document, parameters: SearchParameters) -> None:
         query = doc.embedding[None]
-        (hits,) = self._index.search(query, self._query(parameters, texts=False))
+        (hits,) = self._nearest(query, self._query(parameters, texts=False))
         doc.matches.extend([self._match(hit, parameters) for hit in hits])
         if self._tells_sample(parameters):
             wire.attach(doc, wire.BACKGROUND, tensor=self._index.background(query)[0])
@@ -124,6 +124,44 @@ def test_shards_answer_as_one_index_does_and_few_are_the_beginning_of_more(
             asked = {'limit': limit, 'offset': offset, **order, **others}
             assert answer(several, query, asked) == everything[offset : offset + limit]
             assert answer(one, query, asked) == everything[offset : offset + limit]
+
+
+NUMBERS = [
+    '1',
+    '1.0',
+    'true',
+    '0',
+    '-0.0',
+    'false',
+    '2',
+    '2.5',
+    '1e300',
+    '1E300',
+    '"1"',
+    '[1, 0]',
+    '[1.0, false]',
+    '{"a": 1}',
+]
+GROUPS = [[0, 1, 2], [3, 4, 5], [6], [7], [8, 9], [10], [11, 12], [13]]
+"""Which of them are equal."""
+
+
+def test_values_that_a_filter_takes_for_equal_are_one_group() -> None:
+    records = [
+        Record(f'{n:02}', '', '', f'{{"group": {number}}}', vector(n)) for n, number in enumerate([*NUMBERS, *NUMBERS])
+    ]
+    query = vector(99)
+    expected = set()
+    with stored(records, 1) as one, stored(records, SHARDS) as several:
+        best = [int(name) % len(NUMBERS) for name, _ in answer(one, query, {'limit': 100})]
+        for group in GROUPS:
+            expected.add(next(n for n in best if n in group))
+        for shards in (one, several):
+            shown = [int(name) % len(NUMBERS) for name, _ in answer(shards, query, {'limit': 100, 'group_by': 'group'})]
+            assert sorted(shown) == sorted(expected)
+        for value, group in ((1, GROUPS[0]), (0, GROUPS[1]), (1e300, GROUPS[4])):
+            told = answer(one, query, {'limit': 100, 'filter': {'group': value}})
+            assert {int(name) % len(NUMBERS) for name, _ in told} == set(group)
 
 
 def test_what_a_shard_leaves_out_for_a_better_one_is_shown_if_that_one_is_left_out_for_a_still_better_one() -> None:

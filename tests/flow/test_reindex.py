@@ -19,7 +19,7 @@ from clipflow.errors import ClipflowError
 from clipflow.store import generations
 from clipflow_client import Client
 from forms import long
-from service import Service, error_codes, png
+from service import Service, error_codes, png, until
 
 TORCH = {'RUNTIME': 'torch'}
 """The others would export both models first."""
@@ -150,6 +150,24 @@ def test_a_service_goes_on_while_its_documents_get_another_model(service: Servic
     service.wait_until_ready_again('encoder')
     with Client(service.grpc) as client:  # tries again until the gateway has seen it
         assert client.status()['encoder']['model'] == 'other'
+
+
+@long
+def test_a_command_that_is_killed_while_the_service_changes_leaves_nothing_for_ever(
+    service: Service, other: Path
+) -> None:
+    service.post('/index', DocumentArray([Document(id='a', text='a text')]))
+    model = {doc.id: doc.tags for doc in service.post('/status')}['encoder']['model']
+    before = generations.current(service.workspace)
+    running = reindex(service.workspace, MINI if model == 'other' else other)
+    service.wait_for('starting the stages')
+    running.kill()
+    running.communicate(timeout=30)
+    until(lambda: service.one('/index', Document(id='b', text='another')).id == 'b', 120, 'writes go on')
+    assert generations.current(service.workspace) != before
+    generations.cleared(service.workspace)
+    assert not before.exists()
+    assert service.stored_ids() == {'a', 'b'}
 
 
 @long

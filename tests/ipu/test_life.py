@@ -5,14 +5,18 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from clipflow.sessions.torch import TorchSession
+from clipflow.sessions.base import Options
+from clipflow.sessions.torch import TorchSession, load
+from clipflow.weights import load_spec
 from unit import checkpoints
 
 from .process import FOLDER, SECONDS, Gate, Worker, environment, pb, request
@@ -151,6 +155,9 @@ def test_other_families_and_damaged_files_are_refused(towers: Any, tmp_path: Pat
         ('config.json', {'text_config': {'eos_token_id': None}}, 'eos_token_id'),
         ('config.json', {'vision_config': {'num_attention_heads': None}}, 'num_attention_heads'),
         ('config.json', {'vision_config': {'hidden_act': [1]}}, 'activation'),
+        ('config.json', {'vision_config': {'num_hidden_layers': 1}}, 'num_hidden_layers is 1, and there are 2'),
+        ('config.json', {'text_config': {'num_hidden_layers': 3}}, 'num_hidden_layers is 3, and there are 2'),
+        ('config.json', {'text_config': {'num_hidden_layers': None}}, 'num_hidden_layers is None'),
         ('preprocessor_config.json', {'image_mean': None}, 'image_mean'),
         ('preprocessor_config.json', {'image_mean': [0.5, 0.5]}, 'image_mean'),
         ('preprocessor_config.json', {'image_std': [1, 'x', 1]}, 'image_std'),
@@ -179,6 +186,53 @@ def test_pixels_that_are_not_normalised_stay_between_0_and_1(towers: Any, tmp_pa
     (copy / 'preprocessor_config.json').write_text(json.dumps(content | {'do_normalize': False}))
     pixels = towers.load_towers(copy).image.pixels(torch.tensor([0, 51, 255], dtype=torch.uint8).reshape(1, 1, 1, 3))
     assert pixels.flatten().tolist() == pytest.approx([0, 0.2, 1], rel=1e-3)
+
+
+def processor(directory: Path, *left_out: str, **changes: Any) -> Path:
+    """Change what the processor's file says."""
+    content = json.loads((directory / 'preprocessor_config.json').read_text()) | changes
+    kept = {name: value for name, value in content.items() if name not in left_out}
+    (directory / 'preprocessor_config.json').write_text(json.dumps(kept))
+    return directory
+
+
+def test_a_mean_that_is_left_out_is_that_of_the_processor_or_refused(
+    towers: Any, tmp_path: Path, checkpoint: Path
+) -> None:
+    copy = processor(Path(shutil.copytree(checkpoint, tmp_path / 'copy')), 'image_mean', 'image_std')
+    picture = load_spec(str(copy)).picture
+    pixels = towers.load_towers(copy).image.pixels(torch.full((1, 1, 1, 3), 102, dtype=torch.uint8)).flatten()
+    assert pixels.tolist() == pytest.approx(((0.4 - np.array(picture.mean)) / picture.std).tolist(), abs=2e-3)
+    processor(copy, image_processor_type='ViTImageProcessor')
+    with pytest.raises(towers.BadModel, match='image_mean of the processor is missing'):
+        towers.load_towers(copy)
+
+
+def test_mean_and_deviation_may_be_told_where_the_files_are_wrong(checkpoint: Path, tmp_path: Path) -> None:
+    # As clipflow does for a model that it knows by name.
+    picture = replace(load_spec(str(checkpoint)).picture, mean=(0.5, 0.4, 0.3), std=(0.5, 0.6, 0.7))
+    spec = replace(load_spec(str(checkpoint)), picture=picture)
+    pixels = np.random.default_rng(0).integers(0, 256, (4, checkpoints.SIDE, checkpoints.SIDE, 3), dtype=np.uint8)
+    expected = load(spec, Options('cpu', 'float32', 1, True, Path())).encode_images(pixels)
+    flags = ('--mean', '0.5', '0.4', '0.3', '--std', '0.5', '0.6', '0.7')
+    with Worker(checkpoint, tmp_path, *flags) as worker:
+        found = worker.ready().infer('clip_image', pixels=pixels)
+    assert (found * expected).sum(axis=1).min() >= 0.999
+
+
+def test_weights_are_those_that_transformers_loads(towers: Any, tmp_path: Path, checkpoint: Path) -> None:
+    copy = Path(shutil.copytree(checkpoint, tmp_path / 'copy'))
+    weights = load_file(copy / 'model.safetensors')
+    expected = weights['visual_projection.weight']
+    save_file({'visual_projection.weight': -expected}, copy / 'model_old.safetensors')
+    assert torch.equal(towers.load_towers(copy).image.projection, expected.half())
+    (copy / 'model.safetensors').rename(copy / 'model-1.safetensors')
+    index = {'weight_map': dict.fromkeys(weights, 'model-1.safetensors')}
+    (copy / 'model.safetensors.index.json').write_text(json.dumps(index))
+    assert torch.equal(towers.load_towers(copy).image.projection, expected.half())
+    (copy / 'model-1.safetensors').unlink()
+    with pytest.raises(towers.BadModel, match=r'model-1\.safetensors cannot be read'):
+        towers.load_towers(copy)
 
 
 def test_old_checkpoints_end_a_text_at_the_largest_id(towers: Any, tmp_path: Path) -> None:

@@ -73,6 +73,7 @@ def test_it_says_what_it_serves(worker: Worker) -> None:
     assert [(t.name, list(t.dims), t.optional) for t in config.input] == [('ids', [-1], False), ('mask', [-1], True)]
     assert config.max_batch_size == 40
     assert config.parameters['fingerprint'].string_value == '0123abcd'
+    assert config.parameters['precision'].string_value == 'float16'
 
 
 @pytest.mark.parametrize(('name', 'version'), [('clip', ''), ('clip_image', '2')])

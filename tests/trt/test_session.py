@@ -125,6 +125,24 @@ def test_the_registry_takes_it_by_itself(bench: Bench) -> None:
     assert opened.warnings == ()
 
 
+def test_weights_beside_a_graph_are_found_and_make_another_plan(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pixels, _, _ = bench.probes()
+    expected = bench.open().encode_images(pixels)
+    bench.cache = tmp_path / 'large'
+    monkeypatch.setattr('clipflow.sessions.export._MOST_BYTES', 1000)
+    assert np.abs(bench.open().encode_images(pixels) - expected).max() < 1e-4
+    assert len(list(bench.cache.glob('exports/*/*-float16.onnx.data'))) == 2
+    weights = next(bench.cache.glob('exports/*/image-float16.onnx.data'))
+    data = bytearray(weights.read_bytes())
+    data[100] ^= 1
+    weights.write_bytes(data)
+    bench.open()
+    assert bench.device.built[-1] == 'pixels'
+    assert len(bench.device.built) == 5
+
+
 # -- plans ------------------------------------------------------------------------------------------------------------
 
 

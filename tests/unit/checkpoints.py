@@ -1,5 +1,6 @@
 """Tiny checkpoints with random weights, one of each family, in the files that the hub would hold."""
 
+import json
 import string
 from collections.abc import Callable
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 CONTEXT = 16
 SIDE = 32
@@ -130,6 +132,20 @@ FAMILIES: dict[str, Callable[[], Parts]] = {
     'altclip': _altclip,
     'vision-text-dual-encoder': _dual,
 }
+
+
+def pad_above_the_end(directory: Path) -> Path:
+    """Give a CLIP checkpoint a padding token, whose id is then the largest."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
+    tokenizer.add_special_tokens({'pad_token': '<pad>'})
+    tokenizer.save_pretrained(directory)
+    weights, name = load_file(directory / 'model.safetensors'), 'text_model.embeddings.token_embedding.weight'
+    weights[name] = torch.cat([weights[name], -weights[name][-1:]])
+    save_file(weights, directory / 'model.safetensors', metadata={'format': 'pt'})
+    config = json.loads((directory / 'config.json').read_text())
+    config['text_config']['vocab_size'] = len(weights[name])
+    (directory / 'config.json').write_text(json.dumps(config))
+    return directory
 
 
 def build(family: str, directory: Path, dtype: torch.dtype = torch.float32) -> Path:

@@ -366,3 +366,24 @@ def test_only_a_tower_that_nobody_has_asked_for_is_freed(mini: ModelSpec, monkey
     assert freed == ['image'], 'it was freed before'
     embedder.embed([picture(mini, 1)])
     assert embedder.loaded == ['image', 'text']
+
+
+def test_a_tower_that_came_back_for_a_call_that_failed_is_freed_again(
+    mini: ModelSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    freed: list[str] = []
+    session = FakeSession()
+    monkeypatch.setattr(session, 'release', freed.append)
+    embedder = Embedder(mini, session, batch_size=8)
+    embedder.release_idle(0)
+    freed.clear()
+
+    def fails(*_: Any) -> Any:
+        raise RuntimeError('the device is gone')
+
+    monkeypatch.setattr(session, 'encode_texts', fails)
+    with pytest.raises(RuntimeError):
+        embedder.embed([Document(text='cat')])
+    assert embedder.loaded == ['text']
+    embedder.release_idle(0)
+    assert freed == ['text']

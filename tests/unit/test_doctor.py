@@ -115,6 +115,45 @@ def test_a_runtime_that_is_asked_for_and_not_installed_is_a_fault(
     assert f'pip install "clipflow[{extra}]"' in said
 
 
+def test_the_address_of_a_server_is_looked_at(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip('tritonclient', reason="the extra 'triton' is not installed")
+    monkeypatch.setenv('CLIPFLOW_RUNTIME', 'kserve')
+    monkeypatch.setenv('CLIPFLOW_KSERVE_URL', 'http://models:8001')
+    assert main(['doctor']) == 1
+    said = "fault  encoder: CLIPFLOW_KSERVE_URL is 'http://models:8001'; give host and port of gRPC without a scheme"
+    assert said in capsys.readouterr().out
+    monkeypatch.setenv('CLIPFLOW_KSERVE_URL', 'models:8001')
+    assert main(['doctor']) == 0
+    assert 'ok     encoder: kserve on the server at models:8001: asked for' in capsys.readouterr().out
+
+
+def test_a_cache_that_cannot_be_written_is_a_fault_only_while_something_is_to_be_written(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for package in ('onnx', 'onnxruntime'):
+        pytest.importorskip(package, reason="the extra 'onnx' is not installed")
+    from clipflow.sessions.export import exported
+    from clipflow.weights import load_spec
+
+    from .checkpoints import build
+
+    model, cache, allowed = build('clip', tmp_path / 'model'), tmp_path / 'cache', os.access
+    cache.mkdir()
+    monkeypatch.setenv('CLIPFLOW_MODEL', str(model))
+    monkeypatch.setenv('CLIPFLOW_RUNTIME', 'onnx')
+    monkeypatch.setattr(os, 'access', lambda path, mode: path != cache and allowed(path, mode))
+    assert main(['doctor']) == 1
+    assert 'cache cannot be written; change its owner, or set CLIPFLOW_CACHE' in capsys.readouterr().out
+    exported(load_spec(str(model)), cache)
+    assert main(['doctor']) == 0
+    assert f'ok     cache: {cache} cannot be written, and need not be' in capsys.readouterr().out
+    monkeypatch.setenv('CLIPFLOW_RUNTIME', 'torch')
+    monkeypatch.setenv('CLIPFLOW_CACHE', str(cache / 'other'))
+    assert main(['doctor']) == 0
+
+
 def installed(place: Path, monkeypatch: pytest.MonkeyPatch, *requirements: str, python: str = '<3.12,>=3.11') -> None:
     """As if this distribution of clipflow asked for these packages."""
     folder = place / 'site' / 'clipflow-9.9.dist-info'

@@ -2,6 +2,9 @@
 
 import asyncio
 import logging
+import subprocess
+import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -120,9 +123,130 @@ def test_a_classification_takes_its_turn_after_each_minibatch(encoder: Any, sess
 def test_a_request_is_cut_by_texts_and_not_by_documents(encoder: Any, session: Session) -> None:
     mix = Document(chunks=[Document(text=f'part {number}') for number in range(3)])
     embed(encoder, mix, Document(text='a'), Document(text='b'), templates=('{}', 'the {}'))
-    # Six, which no cut can make less, then twice two.
-    assert (encoder._gathering.calls, encoder._gathering.items) == (2, 10)
+    # Six, which are more than four, then twice two.
+    assert (encoder._gathering.calls, encoder._gathering.items) == (3, 10)
     assert session.calls == [4, 2, 4]
+
+
+def mixture(spec: ModelSpec) -> list[Document]:
+    """Queries that have many items each: with parts of all kinds, with a text that is cut, and without parts."""
+    ready = np.zeros(FakeSession.dimension, np.float32)
+    ready[3] = 5.0
+    mix = Document(
+        id='mix',
+        chunks=[
+            Document(text='cat', weight=2.0),
+            picture(spec),
+            Document(text='dog ' * 100, weight=-0.5),
+            Document(embedding=ready),
+            Document(text='ship', weight=0.25),
+        ],
+    )
+    return [Document(id='lone', text='dog'), mix, Document(id='few', chunks=[picture(spec) for _ in range(6)])]
+
+
+def test_one_large_query_takes_its_turn_after_each_minibatch_too(encoder: Any, session: Session) -> None:
+    forms = tuple(f'{number} {{}}' for number in range(9))
+    docs, expected = mixture(encoder.spec), mixture(encoder.spec)
+    Embedder(encoder.spec, FakeSession(), 4).embed(expected, forms)
+    embed(encoder, *docs, templates=forms)
+    assert max(size for size, _ in encoder._gathering.sizes) == 4
+    assert encoder._gathering.items == 9 + (3 * 9 + 1) + 6
+    for doc, same in zip(docs, expected, strict=True):
+        assert np.abs(doc.embedding - same.embedding).max() < 1e-6
+        assert doc.tags == same.tags
+        assert (doc.text, doc.tensor) == (same.text, None)
+        assert all(part.embedding is None and part.tensor is None for part in doc.chunks)
+    assert docs[1].tags[wire.TRUNCATED]
+
+
+@pytest.mark.parametrize(
+    ('bad', 'code'),
+    [
+        (lambda spec: Document(blob=b'x'), 'invalid-document'),
+        (lambda spec: Document(tensor=np.zeros((3, 3, 3), np.uint8)), 'model-mismatch'),
+        (lambda spec: Document(text='x', weight=float('nan')), 'invalid-document'),
+        (lambda spec: Document(embedding=np.zeros(FakeSession.dimension)), 'invalid-document'),
+        (lambda spec: Document(text='nan'), 'internal'),
+    ],
+)
+def test_a_bad_part_of_a_large_query_fails_that_query_alone(
+    encoder: Any, session: Session, monkeypatch: pytest.MonkeyPatch, bad: Any, code: str
+) -> None:
+    through = Embedder._through_model
+
+    def broken(self: Embedder, texts: Any) -> Any:
+        found = through(self, texts)
+        for text in texts:
+            if 'nan' in text:
+                found[text].vector[:] = np.nan
+        return found
+
+    monkeypatch.setattr(Embedder, '_through_model', broken)
+    query = Document(id='query', chunks=[Document(text='cat'), bad(encoder.spec), *(picture(encoder.spec),) * 4])
+    other = Document(id='other', text='dog')
+    embed(encoder, query, other, templates=('{}', 'a {}'))
+    error = wire.error_of(query)
+    assert error is not None
+    assert error.code == code
+    assert error.message.startswith("'query': ")
+    assert query.embedding is None
+    assert other.embedding is not None
+
+
+def test_a_tower_that_cannot_be_freed_is_tried_again(
+    encoder: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tried, over = [], threading.Event()
+
+    def release(seconds: float) -> None:
+        tried.append(seconds)
+        if len(tried) == 3:
+            over.set()
+        raise RuntimeError('CUDA error')
+
+    monkeypatch.setattr(encoder._embedder, 'release_idle', release)
+    monkeypatch.setattr(logging.getLogger('clipflow'), 'propagate', True)
+    encoder.settings = EncoderSettings.load(tower_ttl=0.01)
+    encoder._closing = threading.Event()
+    thread = threading.Thread(target=encoder._release_idle, daemon=True)
+    thread.start()
+    assert over.wait(10), 'the thread has ended'
+    encoder._closing.set()
+    thread.join(10)
+    assert not thread.is_alive()
+    assert 'cannot be freed' in caplog.text
+
+
+_LOADING = """
+import signal, sys, threading
+sys.path[:0] = {path!r}
+from clip_encoder import ClipEncoder
+from clipflow.settings import EncoderSettings
+import logging
+room = ClipEncoder.__new__(ClipEncoder)
+room.settings, room.log, room.runtime_args = EncoderSettings.load(), logging.getLogger('test'), None
+signal.signal(signal.SIGTERM, lambda *_: None)  # as a loop that does not run yet
+
+def load():
+    print('loading', flush=True)
+    threading.Event().wait(60)
+
+room._load = load
+room.open()
+"""
+
+
+def test_who_is_told_to_end_while_the_model_loads_ends_at_once() -> None:
+    script = _LOADING.format(path=[str(ROOT / 'executors' / 'encoder'), str(ROOT)])
+    with subprocess.Popen([sys.executable, '-c', script], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == 'loading\n'
+        process.terminate()
+        try:
+            assert process.wait(timeout=10) == 0
+        finally:
+            process.kill()
 
 
 def test_a_query_has_a_bounded_number_of_parts(encoder: Any, session: Session) -> None:

@@ -62,7 +62,7 @@ def is_equal(value: Any, operand: Any) -> bool:
 
 
 def is_ordered(value: Any, operator: str, operand: Any) -> bool:
-    number = isinstance(value, int | float) and not isinstance(value, bool) and isinstance(operand, int | float)
+    number = isinstance(value, int | float) and isinstance(operand, int | float)
     if not number and not (isinstance(value, str) and isinstance(operand, str)):
         return False
     return {
@@ -154,6 +154,8 @@ QUERIES = st.recursive(
 @example({'a': '[1]'}, [{'a': [1]}, {'a': '[1]'}])
 @example({'a': {'$regex': 'x'}}, [{'a': ['x']}, {'a': 'x'}])
 @example({'$not': {'a': {'$gt': 1}}}, [{}, {'a': 'z'}, {'a': 2}])
+@example({'a': {'$lte': 1}}, [{'a': True}, {'a': False}, {'a': 1}, {'a': 2}, {'a': '1'}])
+@example({'a': {'$gt': False}}, [{'a': True}, {'a': False}, {'a': 1}, {'a': -1}, {}])
 @example({'\\': 1}, [{'\\': 1}])
 @example({'a\nb': 1}, [{'a\nb': 1}])
 def test_a_compiled_filter_passes_what_the_language_says(query: dict[str, Any], rows: list[dict[str, Any]]) -> None:
@@ -177,7 +179,10 @@ def test_a_compiled_filter_passes_what_the_language_says(query: dict[str, Any], 
         ({'price': '50'}, 'c'),
         ({'new': True}, 'd'),
         ({'new': 1}, 'd'),
-        ({'new': {'$gt': 0}}, ''),
+        ({'new': {'$gt': 0}}, 'd'),
+        ({'new': {'$lte': True}}, 'd'),
+        ({'new': {'$lt': 1}}, ''),
+        ({'new': {'$gte': '1'}}, ''),
         ({'shop': None}, 'abcdefh'),
         ({'shop__city': 'Rome'}, 'g'),
         ({'shop__city': {'$exists': True}}, 'g'),
@@ -359,6 +364,7 @@ def test_a_filter_may_be_as_deep_as_promised(db: sqlite3.Connection, nest: Any) 
 def test_a_filter_may_be_as_wide_as_promised(db: sqlite3.Connection) -> None:
     rows = [{'a': 1, 'b': 2}, {}]
     assert passing(db, {'$or': [{'a': n} for n in range(MAX_CONDITIONS - 1)]}, rows) == [0]
+    assert passing(db, {'$and': [{}] * (MAX_CONDITIONS - 1)}, rows) == [0, 1]
     assert passing(db, {'a': {'$in': list(range(10_000))}}, rows) == [0]
 
 
@@ -368,9 +374,11 @@ def test_a_filter_may_be_as_wide_as_promised(db: sqlite3.Connection) -> None:
         nested(NESTS[0], MAX_DEPTH + 2),
         nested(NESTS[0], 10_000),
         {'$or': [{'a': n} for n in range(MAX_CONDITIONS + 1)]},
+        {'$or': [{}] * (MAX_CONDITIONS + 1)},
+        {'$and': [{'$and': [{}] * (MAX_CONDITIONS // 2)}] * 2},
         {'$or': [{'a': {'$in': list(range(10_000))}} for _ in range(4)]},
     ],
-    ids=['deep', 'very deep', 'wide', 'values'],
+    ids=['deep', 'very deep', 'wide', 'empty', 'empty within', 'values'],
 )
 def test_a_larger_filter_is_refused_before_sqlite_sees_it(query: dict[str, Any]) -> None:
     with pytest.raises(InvalidFilter):

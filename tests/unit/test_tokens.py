@@ -1,8 +1,10 @@
 """Texts to ids, as the checkpoint's own tokenizer makes them."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -87,3 +89,56 @@ def test_a_tokenizer_that_cannot_be_read_is_refused_by_name(checkpoint: Callable
     (tmp_path / 'broken' / 'tokenizer.json').write_text('{')
     with pytest.raises(InvalidParameter, match='broken'):
         Tokenizer(load_spec(str(tmp_path / 'broken')))
+
+
+@pytest.mark.parametrize('family', ['clip', 'clip-legacy'])
+def test_a_text_of_clip_is_padded_with_its_own_end_whatever_pads(
+    checkpoint: Callable[[str], Path], tmp_path: Path, family: str
+) -> None:
+    directory = Path(shutil.copytree(checkpoint(family), tmp_path / 'copy'))
+    end = Tokenizer(load_spec(str(directory)))(['cat']).ids[0, -1]
+    tokens = Tokenizer(load_spec(str(checkpoints.pad_above_the_end(directory))))(['cat', 'a cat and a dog'])
+    assert tokens.mask[0].sum() < len(tokens.ids[0])
+    assert set(tokens.ids[0][tokens.mask[0] == 0]) == {end}
+
+
+def with_text(directory: Path, **changes: Any) -> Path:
+    """Change the text tower in config.json."""
+    config = json.loads((directory / 'config.json').read_text())
+    config['text_config'] |= changes
+    (directory / 'config.json').write_text(json.dumps(config))
+    return directory
+
+
+@pytest.mark.parametrize('end', [49407, 300])
+def test_an_end_token_that_the_tokenizer_never_writes_is_refused(
+    checkpoint: Callable[[str], Path], tmp_path: Path, end: int
+) -> None:
+    directory = with_text(Path(shutil.copytree(checkpoint('clip'), tmp_path / 'copy')), eos_token_id=end)
+    with pytest.raises(InvalidParameter, match=rf'config\.json: eos_token_id .*{end}.*ends one with 517'):
+        Tokenizer(load_spec(str(directory)))
+
+
+def test_an_end_token_that_is_not_the_largest_is_refused_where_the_largest_counts(
+    checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    directory = Path(shutil.copytree(checkpoint('clip-legacy'), tmp_path / 'copy'))
+    tokenizer = (directory / 'tokenizer.json').read_text()
+    # The ids of beginning and end change places.
+    swapped = tokenizer.replace('517', 'other').replace('516', '517').replace('other', '516')
+    assert swapped != tokenizer
+    (directory / 'tokenizer.json').write_text(swapped)
+    with pytest.raises(InvalidParameter, match=r'the largest id of a text, .*ends one with 516'):
+        Tokenizer(load_spec(str(directory)))
+
+
+def test_the_end_of_clip_counts_in_a_pair_of_towers_too(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    directory = Path(shutil.copytree(checkpoint('clip'), tmp_path / 'copy'))
+    config = json.loads((directory / 'config.json').read_text()) | {'model_type': 'vision-text-dual-encoder'}
+    config['text_config']['model_type'] = 'clip_text_model'
+    (directory / 'config.json').write_text(json.dumps(config))
+    assert load_spec(str(directory)).end == 517
+    assert load_spec(str(checkpoint('altclip'))).end is None
+    Tokenizer(load_spec(str(directory)))
+    with pytest.raises(InvalidParameter, match='eos_token_id'):
+        Tokenizer(load_spec(str(with_text(directory, eos_token_id=3))))

@@ -151,32 +151,101 @@ def test_the_fingerprint_does_not_notice_who_wrote_the_files(clip: Path) -> None
     assert load_spec(str(clip)).fingerprint == before
 
 
-def spoil(directory: Path, how: str) -> None:
-    weights = directory / 'model.safetensors'
-    if how == 'no weights':
-        weights.unlink()
-    elif how == 'pickle only':
-        weights.rename(directory / 'pytorch_model.bin')
-    elif how == 'truncated weights':
-        weights.write_bytes(weights.read_bytes()[:-1000])
-    elif how == 'empty weights':
-        weights.write_bytes(b'')
-    elif how == 'a web page for weights':
-        weights.write_bytes(b'<html>not found</html>')
-    elif how == 'no tokenizer':
-        (directory / 'tokenizer.json').unlink()
-    elif how == 'another kind':
-        edit(directory / 'config.json', model_type='bert')
-    elif how == 'no kind':
-        edit(directory / 'config.json', model_type=None)
-    elif how == 'no config':
-        (directory / 'config.json').unlink()
-    elif how == 'config no JSON':
-        (directory / 'config.json').write_text('{')
-    elif how == 'config a list':
-        (directory / 'config.json').write_text('[]')
-    elif how == 'preprocessor no JSON':
-        (directory / 'preprocessor_config.json').write_bytes(b'\xff\xfe')
+WEIGHTS = 'model.safetensors'
+INDEX = 'model.safetensors.index.json'
+
+
+def save_in_parts(directory: Path) -> None:
+    """The weights in two files and an index, as transformers saves a large model."""
+    weights = load_file(directory / 'model.safetensors')
+    (directory / 'model.safetensors').unlink()
+    names = sorted(weights)
+    parts = {
+        'model-00001-of-00002.safetensors': names[: len(names) // 2],
+        'model-00002-of-00002.safetensors': names[len(names) // 2 :],
+    }
+    for file, some in parts.items():
+        save_file({name: weights[name] for name in some}, directory / file, metadata={'format': 'pt'})
+    index = {'metadata': {}, 'weight_map': {name: file for file, some in parts.items() for name in some}}
+    (directory / INDEX).write_text(json.dumps(index))
+
+
+def test_weights_in_parts_are_those_of_the_index_and_all_count(clip: Path) -> None:
+    save_in_parts(clip)
+    spec = load_spec(str(clip))
+    assert spec.scale == pytest.approx(math.exp(checkpoints.LOG_SCALE))
+    last = max(clip.glob('model-*'))
+    save_file({name: w + 1 for name, w in load_file(last).items()}, last, metadata={'format': 'pt'})
+    assert load_spec(str(clip)).fingerprint != spec.fingerprint
+
+
+@pytest.mark.parametrize(
+    'stray', ['model-ema.safetensors', 'model.fp16.safetensors', 'model-00001-of-00002.safetensors']
+)
+def test_weights_that_are_not_loaded_do_not_count(clip: Path, stray: str) -> None:
+    before = load_spec(str(clip))
+    save_file({'logit_scale': torch.tensor(0.0)}, clip / stray, metadata={'format': 'pt'})
+    assert load_spec(str(clip)) == before
+
+
+def test_another_name_for_the_weights_is_refused(clip: Path) -> None:
+    edit(clip / 'config.json', transformers_weights='other.safetensors')
+    with pytest.raises(InvalidParameter, match=r'config\.json: transformers_weights.*model\.safetensors'):
+        load_spec(str(clip))
+
+
+def no_file(name: str) -> Callable[[Path], object]:
+    return lambda directory: (directory / name).unlink()
+
+
+def content(name: str, blob: bytes) -> Callable[[Path], object]:
+    return lambda directory: (directory / name).write_bytes(blob)
+
+
+def a_folder_for(name: str) -> Callable[[Path], object]:
+    """In the place of the file, and no more to be read than one of another user."""
+
+    def spoil(directory: Path) -> None:
+        (directory / name).unlink()
+        (directory / name).mkdir()
+
+    return spoil
+
+
+def in_parts_without(name: str) -> Callable[[Path], object]:
+    def spoil(directory: Path) -> None:
+        save_in_parts(directory)
+        (directory / name).unlink()
+
+    return spoil
+
+
+def an_index_of_something_else(directory: Path) -> None:
+    (directory / WEIGHTS).unlink()
+    (directory / INDEX).write_text('{"weight_map": {"a": "../model.safetensors"}}')
+
+
+SPOILT: dict[str, Callable[[Path], object]] = {
+    'no weights': no_file(WEIGHTS),
+    'pickle only': lambda directory: (directory / WEIGHTS).rename(directory / 'pytorch_model.bin'),
+    'truncated weights': lambda directory: (directory / WEIGHTS).write_bytes(
+        (directory / WEIGHTS).read_bytes()[:-1000]
+    ),
+    'empty weights': content(WEIGHTS, b''),
+    'a web page for weights': content(WEIGHTS, b'<html>not found</html>'),
+    'weights that cannot be read': a_folder_for(WEIGHTS),
+    'a part is missing': in_parts_without('model-00001-of-00002.safetensors'),
+    'parts without an index': in_parts_without(INDEX),
+    'an index of something else': an_index_of_something_else,
+    'tokenizer that cannot be read': a_folder_for('tokenizer.json'),
+    'no tokenizer': no_file('tokenizer.json'),
+    'another kind': lambda directory: edit(directory / 'config.json', model_type='bert'),
+    'no kind': lambda directory: edit(directory / 'config.json', model_type=None),
+    'no config': no_file('config.json'),
+    'config no JSON': content('config.json', b'{'),
+    'config a list': content('config.json', b'[]'),
+    'preprocessor no JSON': content('preprocessor_config.json', b'\xff\xfe'),
+}
 
 
 @pytest.mark.parametrize(
@@ -187,6 +256,11 @@ def spoil(directory: Path, how: str) -> None:
         ('truncated weights', InvalidParameter, 'damaged'),
         ('empty weights', InvalidParameter, 'damaged'),
         ('a web page for weights', InvalidParameter, 'damaged'),
+        ('weights that cannot be read', InvalidParameter, r'model\.safetensors cannot be read: Is a directory; let'),
+        ('a part is missing', NotFound, 'model-00001-of-00002.safetensors is not there, which the index'),
+        ('parts without an index', NotFound, 'holds no model.safetensors'),
+        ('an index of something else', InvalidParameter, r'index\.json: weight_map'),
+        ('tokenizer that cannot be read', InvalidParameter, r'tokenizer\.json cannot be read: Is a directory'),
         ('no tokenizer', NotFound, 'holds no tokenizer'),
         ('another kind', InvalidParameter, "'bert'.*clip, siglip"),
         ('no kind', InvalidParameter, "''.*clip, siglip"),
@@ -199,7 +273,7 @@ def spoil(directory: Path, how: str) -> None:
 def test_spoilt_files_are_refused_in_one_sentence(
     clip: Path, how: str, kind: type[ClipflowError], sentence: str
 ) -> None:
-    spoil(clip, how)
+    SPOILT[how](clip)
     with pytest.raises(kind, match=sentence):
         load_spec(str(clip))
 
@@ -310,8 +384,8 @@ def test_a_directory_is_served_under_its_own_name(checkpoint: Checkpoint, asked:
         ({'size': 40, 'crop_size': 32}, (32, 32, 40)),
         ({'size': {'shortest_edge': 40}, 'crop_size': {'height': 24, 'width': 32}}, (24, 32, 40)),
         ({'size': {'height': 30, 'width': 20}, 'do_center_crop': False}, (30, 20, None)),
-        ({'size': {'height': 30, 'width': 20}, 'do_center_crop': None}, (30, 20, None)),
-        ({'size': {'shortest_edge': 32}, 'do_center_crop': False}, (32, 32, None)),
+        ({'size': {'height': 32, 'width': 32}, 'do_center_crop': None}, (32, 32, None)),
+        ({'image_processor_type': 'SiglipImageProcessor', 'size': None, 'do_center_crop': None}, (32, 32, None)),
     ],
 )
 def test_older_and_newer_forms_of_the_preprocessing_are_understood(
@@ -323,6 +397,18 @@ def test_older_and_newer_forms_of_the_preprocessing_are_understood(
 
 
 PROCESSORS = 'preprocessor_config.json'
+
+
+def followed(directory: Path) -> float:
+    """The largest difference between our input and that of the checkpoint's own processor."""
+    from transformers import AutoImageProcessor
+
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 256, (9, 7, 3), dtype=np.uint8)).resize((60, 45), 3)
+    spec = load_spec(str(directory)).picture
+    found = (prepare(image, spec) / 255 - np.array(spec.mean)) / np.array(spec.std)
+    own = AutoImageProcessor.from_pretrained(directory, backend='pil')(image)['pixel_values'][0]
+    return float(np.abs(found - np.asarray(own, np.float64).transpose(1, 2, 0)).max())
 
 
 @pytest.mark.parametrize(
@@ -340,21 +426,54 @@ PROCESSORS = 'preprocessor_config.json'
     ids=str,
 )
 def test_what_is_followed_gives_the_input_of_the_checkpoint_s_own_processor(clip: Path, given: dict[str, Any]) -> None:
-    from transformers import CLIPImageProcessorPil
-
     edit(clip / PROCESSORS, **given)
-    rng = np.random.default_rng(0)
-    image = Image.fromarray(rng.integers(0, 256, (9, 7, 3), dtype=np.uint8)).resize((60, 45), 3)
-    spec = load_spec(str(clip)).picture
-    found = (prepare(image, spec) / 255 - np.array(spec.mean)) / np.array(spec.std)
-    own = CLIPImageProcessorPil.from_pretrained(clip)(image)['pixel_values'][0]
-    assert np.allclose(found, np.asarray(own, np.float64).transpose(1, 2, 0), rtol=1e-5, atol=1e-4)
+    assert followed(clip) < 1e-3
+
+
+SQUARE = {'size': {'height': 32, 'width': 32}}
+
+
+@pytest.mark.parametrize('left_out', ['image_mean', 'image_std', 'resample', 'do_center_crop', 'do_normalize'])
+@pytest.mark.parametrize(
+    ('processor', 'given'),
+    [
+        ('CLIPImageProcessor', {}),
+        ('CLIPImageProcessorFast', {}),
+        ('ChineseCLIPImageProcessor', {}),
+        ('SiglipImageProcessor', SQUARE),
+        ('ViTImageProcessor', SQUARE),
+    ],
+)
+def test_what_a_processor_s_file_leaves_out_is_as_its_class_has_it(
+    clip: Path, processor: str, given: dict[str, Any], left_out: str
+) -> None:
+    edit(clip / PROCESSORS, image_processor_type=processor, **given | {left_out: None})
+    assert followed(clip) < 1e-3
+
+
+@pytest.mark.parametrize('key', ['image_mean', 'image_std', 'resample', 'size'])
+def test_what_is_left_out_for_an_unknown_processor_is_refused(clip: Path, key: str) -> None:
+    edit(clip / PROCESSORS, image_processor_type='BitImageProcessor')
+    load_spec(str(clip))
+    edit(clip / PROCESSORS, **{key: None})
+    with pytest.raises(InvalidParameter, match=rf'{PROCESSORS}: {key} is missing.*write it there'):
+        load_spec(str(clip))
+
+
+def test_a_pair_of_towers_without_a_processor_is_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    directory = Path(shutil.copytree(checkpoint('vision-text-dual-encoder'), tmp_path / 'copy'))
+    (directory / PROCESSORS).unlink()
+    with pytest.raises(InvalidParameter, match=rf'{PROCESSORS}: size is missing'):
+        load_spec(str(directory))
 
 
 @pytest.mark.parametrize(
     ('given', 'sentence'),
     [
         ({'size': {'height': 40, 'width': 40}}, 'another size before the crop'),
+        ({'size': {'height': 30, 'width': 20}, 'do_center_crop': None}, 'another size before the crop'),
+        ({'size': {'shortest_edge': 32}, 'do_center_crop': False}, 'do_center_crop is false .*a height and a width'),
+        ({'size': 40, 'do_center_crop': False}, 'do_center_crop'),
         ({'do_resize': False}, 'do_resize'),
         ({'do_pad': True}, 'do_pad'),
         ({'size': {'longest_edge': 40}}, 'size'),
@@ -403,6 +522,9 @@ def test_null_stands_for_what_is_as_usual_but_a_mean_is_needed(clip: Path) -> No
         ({'vision_config': {'image_size': [32, 32]}}, 'image_size'),
         ({'text_config': {'max_position_embeddings': 'many'}}, 'max_position_embeddings'),
         ({'projection_dim': [1]}, 'projection_dim'),
+        ({'text_config': {'eos_token_id': None}}, 'eos_token_id is null'),
+        ({'text_config': {'eos_token_id': [517]}}, 'eos_token_id'),
+        ({'text_config_dict': {'eos_token_id': None}}, 'eos_token_id is null'),
     ],
     ids=str,
 )
@@ -421,10 +543,18 @@ def test_a_processor_file_whose_image_processor_is_no_object_is_refused(clip: Pa
         load_spec(str(clip))
 
 
-def test_without_a_preprocessor_file_the_config_tells_the_size(clip: Path) -> None:
-    (clip / 'preprocessor_config.json').unlink()
-    picture = load_spec(str(clip)).picture
-    assert (picture.height, picture.width) == (32, 32)
+@pytest.mark.parametrize('family', ['clip', 'siglip', 'chinese_clip', 'altclip'])
+def test_without_a_preprocessor_file_the_size_is_the_model_s_and_the_rest_as_usual_for_its_family(
+    checkpoint: Checkpoint, tmp_path: Path, family: str
+) -> None:
+    from transformers.image_utils import IMAGENET_STANDARD_MEAN, OPENAI_CLIP_MEAN
+
+    directory = Path(shutil.copytree(checkpoint(family), tmp_path / 'copy'))
+    (directory / PROCESSORS).unlink()
+    picture = load_spec(str(directory)).picture
+    half = family == 'siglip'
+    assert (picture.height, picture.width, picture.resize_shortest) == (32, 32, None if half else 32)
+    assert picture.mean == tuple(IMAGENET_STANDARD_MEAN if half else OPENAI_CLIP_MEAN)
 
 
 def test_a_processor_file_stands_in_for_the_preprocessor_file(clip: Path) -> None:

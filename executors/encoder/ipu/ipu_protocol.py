@@ -55,6 +55,7 @@ class Model:
             output=[cfg.ModelOutput(name='vectors', data_type=cfg.TYPE_FP32, dims=[self.dimension])],
         )
         made.parameters['fingerprint'].string_value = fingerprint
+        made.parameters['precision'].string_value = 'float16'
         return pb.ModelConfigResponse(config=made)
 
     def arrays(self, request: Any, largest: int) -> dict[str, np.ndarray]:

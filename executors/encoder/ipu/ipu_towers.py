@@ -21,10 +21,16 @@ _NEARLY = 1e-6
 _OLD_END = 2
 """What old checkpoints name as the end token; they mean the largest id of the text."""
 _DEFAULTS = {
-    'text_config': {'num_attention_heads': 8, 'eos_token_id': 49407},
-    'vision_config': {'num_attention_heads': 12},
+    'text_config': {'num_attention_heads': 8, 'num_hidden_layers': 12, 'eos_token_id': 49407},
+    'vision_config': {'num_attention_heads': 12, 'num_hidden_layers': 12},
 }
 """Of transformers, which leaves out of config.json what is as usual."""
+_COLOURS = {
+    'image_mean': [0.48145466, 0.4578275, 0.40821073],
+    'image_std': [0.26862954, 0.26130258, 0.27577711],
+}
+"""Of transformers' CLIPImageProcessor, and of those whose names begin as in `_OF_CLIP`."""
+_OF_CLIP = ('CLIP', 'ChineseCLIP')
 
 
 class BadModel(Exception):
@@ -195,6 +201,8 @@ class Sizes:
         self.heads = int(config['num_attention_heads'])
         self.inner, self.width = (int(size) for size in weights['layers.0.mlp.fc1.weight'].shape)
         self.depth = 1 + max(int(name.split('.')[1]) for name in weights if name.startswith('layers.'))
+        if config['num_hidden_layers'] != self.depth:
+            raise ValueError(f'num_hidden_layers is {config["num_hidden_layers"]!r}, and there are {self.depth}')
 
 
 class Towers:
@@ -210,12 +218,17 @@ class Towers:
         """The id that ends a text; None: the largest id of the text does."""
 
 
-def load_towers(directory: Path, activation: str = '') -> Towers:
+def load_towers(
+    directory: Path, activation: str = '', mean: list[float] | None = None, std: list[float] | None = None
+) -> Towers:
     """Read a checkpoint in the Hugging Face format; nothing in it is run.
 
     Args:
-        directory: holds config.json, model*.safetensors and, for the pictures, preprocessor_config.json.
+        directory: holds config.json, model.safetensors (or its parts and their index) and, for the pictures,
+            preprocessor_config.json.
         activation: quick_gelu or gelu, where config.json names the wrong one; else empty.
+        mean: of the pixels' three channels, from 0 to 1, where the files name the wrong one; else None.
+        std: likewise their standard deviation.
 
     Raises:
         BadModel: the files are not there, damaged, or of another family.
@@ -240,7 +253,7 @@ def load_towers(directory: Path, activation: str = '') -> Towers:
                 ('text_config', 'text_model.', 'text_projection.weight'),
             )
         }
-        image = ImageTower(sizes['vision_config'], _pixels(directory))
+        image = ImageTower(sizes['vision_config'], _pixels(directory, {'image_mean': mean, 'image_std': std}))
         text = TextTower(sizes['text_config'])
         for tower, size in ((image, sizes['vision_config']), (text, sizes['text_config'])):
             missing = tower.load_state_dict(size.weights, strict=False).missing_keys
@@ -282,15 +295,21 @@ def _part(config: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _weights(directory: Path) -> dict[str, torch.Tensor]:
-    files = sorted(directory.glob('model*.safetensors'))
-    if not files:
-        raise BadModel(f'{directory} holds no model.safetensors, the only form of weights that is loaded')
+    files, index = [directory / 'model.safetensors'], directory / 'model.safetensors.index.json'
+    if not files[0].exists():
+        named = _json(index).get('weight_map') if index.exists() else None
+        if not isinstance(named, dict) or not named:
+            raise BadModel(f'{directory} holds no model.safetensors, the only form of weights that is loaded')
+        files = [directory / name for name in sorted({str(name) for name in named.values()})]
     found: dict[str, torch.Tensor] = {}
     for file in files:
         try:
+            file.open('rb').close()
             with safe_open(str(file), framework='pt') as opened:
                 found.update((name, opened.get_tensor(name).float()) for name in opened.keys())  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
+        except OSError as error:
+            raise BadModel(f'the weights {file} cannot be read ({error.strerror})') from None
+        except SafetensorError as error:
             raise BadModel(f'the weights {file} are damaged ({error}); fetch them again') from None
     return found
 
@@ -306,8 +325,8 @@ def _tower(weights: dict[str, torch.Tensor], prefix: str, projection: str) -> di
     return tower
 
 
-def _pixels(directory: Path) -> Pixels:
-    """Of the checkpoint's processor, as clipflow reads it, but for another range of pixels."""
+def _pixels(directory: Path, better: dict[str, list[float] | None]) -> Pixels:
+    """Of the checkpoint's processor, as clipflow reads it, but for another range of pixels. What is `better` wins."""
     given: Any = {}
     if (directory / 'preprocessor_config.json').exists():
         given = _json(directory / 'preprocessor_config.json')
@@ -322,12 +341,16 @@ def _pixels(directory: Path) -> Pixels:
             'which is all that this worker knows'
         )
     if given.get('do_normalize') is False:
-        return Pixels([0.0] * 3, [1.0] * 3)
+        given = {'image_mean': [0.0] * 3, 'image_std': [1.0] * 3}
+    given = {**given, **{name: value for name, value in better.items() if value is not None}}
     return Pixels(_colours(given, 'image_mean'), _colours(given, 'image_std'))
 
 
 def _colours(given: dict[str, Any], name: str) -> list[float]:
-    found = given.get(name, [0.5, 0.5, 0.5])
+    kind = given.get('image_processor_type') or given.get('feature_extractor_type') or _OF_CLIP[0]
+    if name not in given and not str(kind).startswith(_OF_CLIP):
+        raise BadModel(f'{name} of the processor is missing, and what {kind} takes is not known; give it as a flag')
+    found = given.get(name, _COLOURS[name])
     sound = isinstance(found, list) and len(found) == 3 and all(isinstance(x, (int, float)) for x in found)
     if not sound or (name == 'image_std' and min(found) <= 0):
         raise BadModel(f'{name} of the processor is {found!r}, not three numbers (above 0 for image_std)')

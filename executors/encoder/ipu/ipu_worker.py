@@ -134,6 +134,8 @@ def _arguments(given: list[str] | None) -> argparse.Namespace:
     add('--port', default=8001, type=int, help='0 takes a free one (%(default)s)')
     add('--fingerprint', default='', help="of the model, as clipflow status shows it; clipflow's encoder compares it")
     add('--activation', default='', help='quick_gelu or gelu, where config.json names the wrong one')
+    add('--mean', type=float, nargs=3, help='of the three channels from 0 to 1, where the files name the wrong one')
+    add('--std', type=float, nargs=3, help='their standard deviation, where the files name the wrong one')
     add('--batch', default=8, type=_positive, help='items of one step on one replica (%(default)s)')
     add('--device-iterations', default=1, type=_positive, help='steps of one call (%(default)s)')
     add('--largest', default=256, type=_positive, help='items of one request (%(default)s)')
@@ -168,7 +170,7 @@ def main(given: list[str] | None = None) -> int:
     try:
         shape = Shape(options.batch, options.device_iterations, _replicas(), options.cache)
         poptorch = import_poptorch()
-        towers = load_towers(options.model, options.activation)
+        towers = load_towers(options.model, options.activation, options.mean, options.std)
     except (BadModel, Fatal) as error:
         say(str(error))
         return 2

@@ -291,6 +291,26 @@ def test_a_workspace_in_use_and_one_that_is_not_empty_are_refused(
     assert everything(tmp_path / 'other') == (everything(workspace)[0], {'ranker/head': 'ranker 0'})
 
 
+def test_a_backup_is_put_back_while_no_other_command_makes_documents(
+    workspace: Path, target: Target, tmp_path: Path
+) -> None:
+    take(workspace, target, unnoticed)
+    with generations.alone(workspace), pytest.raises(Conflict, match='another command'):
+        put_back(target, workspace, force=True)
+    refused = 0
+
+    def begun(_total: int) -> Callable[[float], None]:
+        nonlocal refused
+        with pytest.raises(Conflict, match='another command'), generations.alone(tmp_path / 'other'):
+            pass
+        refused += 1
+        return lambda _: None
+
+    backup, told = found(target.address)
+    restore(tmp_path / 'other', backup, told, FINGERPRINT, begun)
+    assert refused == 1
+
+
 def test_nobody_can_open_an_empty_workspace_while_a_backup_is_put_back(
     workspace: Path, target: Target, tmp_path: Path
 ) -> None:

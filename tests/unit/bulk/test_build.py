@@ -35,6 +35,7 @@ from clipflow.index.base import Effort
 from clipflow.index.choice import Wanted
 from clipflow.index.keeper import Keeper, Snapshots
 from clipflow.store import generations
+from clipflow.store.reading import Record
 from clipflow.store.sqlite import Store
 from clipflow.weights import load_spec
 
@@ -227,6 +228,31 @@ def test_a_workspace_with_documents_and_one_that_is_served_are_left_alone(folder
     assert not (empty / 'indexer').exists()
     with pytest.raises(Conflict, match=r'documents in .* already'):
         built(folder, empty)
+
+
+def test_documents_that_came_meanwhile_are_not_deleted(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    switch = build._switch
+
+    def late(*given: Any) -> None:
+        with workspace.opened(tmp_path / 'indexer', SPEC, 1) as (store,):
+            store.upsert([Record('late', '', '', '{}', VECTORS[0])])
+        switch(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(build, '_switch', late)
+        with pytest.raises(Conflict, match=r'documents in .* already'):
+            built(folder, tmp_path)
+    assert build.documents_in(tmp_path) == 1
+
+
+def test_what_was_built_and_cleared_is_built_again(folder: Path, tmp_path: Path) -> None:
+    for _ in range(2):
+        built(folder, tmp_path)
+        assert build.documents_in(tmp_path) == COUNT
+        with workspace.opened(generations.current(tmp_path), SPEC, 1) as (store,):
+            store.clear()
 
 
 def test_an_index_for_others_has_the_places_of_the_folder_as_its_ids(folder: Path, tmp_path: Path) -> None:

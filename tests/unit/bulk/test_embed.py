@@ -7,7 +7,6 @@ import json
 import os
 import re
 import resource
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -319,19 +318,6 @@ def test_a_full_disk_is_said_and_what_was_done_stays(
     assert writer.unfinished(out, job.plan) == [1, 2, 3, 4]
     assert [path.name for path in out.iterdir() if path.name.startswith('.')] == []
     assert embed(mapper, pattern, out)['sample_count'] == COUNT
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 512 kB; only root can make one."""
-    place = tmp_path / 'small'
-    place.mkdir()
-    mount = ['mount', '-t', 'tmpfs', '-o', 'size=512k', 'tmpfs', str(place)]
-    done = subprocess.run(mount, capture_output=True, text=True, check=False, timeout=30)
-    if done.returncode:
-        pytest.skip(f'no file system can be mounted here: {done.stderr.strip()}')
-    yield place
-    subprocess.run(['umount', '-l', str(place)], check=True, timeout=30)
 
 
 def test_on_a_disk_that_is_really_full_the_same_command_goes_on_when_there_is_space(

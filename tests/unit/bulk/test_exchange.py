@@ -1,7 +1,6 @@
 """Collections go out to the files of others and come back the same; faulty files are named."""
 
 import json
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -277,30 +276,6 @@ def test_feedback_of_shards_that_are_no_more_is_named(home: Path, capsys: pytest
     assert str(generations.current(home)) in said.out
     assert main(['reshard', '--to', '3']) == 0
     assert 'feedback' not in capsys.readouterr().err
-
-
-def test_what_a_kill_leaves_of_the_shards_before_goes_with_the_next_start(
-    home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with workspace.opened(generations.current(home), SPEC, 1) as stores:
-        workspace.put(stores, [Record('a', '', '', '{}', LONG[0])])
-
-    class Killed(BaseException):
-        pass
-
-    def killed(path: Path, remove: Any = shutil.rmtree, **more: Any) -> None:
-        if path.name.endswith('.gone'):
-            raise Killed
-        remove(path, **more)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(shutil, 'rmtree', killed)
-        with pytest.raises(Killed):
-            workspace.reshard(home, SPEC, 2, lambda count: None)
-    assert len([path for path in home.iterdir() if path.is_dir()]) == 2
-    folder = generations.current(home)
-    assert [path for path in home.iterdir() if path.is_dir()] == [folder]
-    assert workspace.shards_in(folder) == 2
 
 
 def test_what_a_quantizer_cannot_learn_or_write_is_said_in_a_sentence(

@@ -1,8 +1,10 @@
 """A collection under another model: from texts, files and thumbnails, resumed, following what is written meanwhile."""
 
 import io
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from clipflow.bulk import workspace
 from clipflow.bulk.encoding import LocalEncoder
 from clipflow.bulk.reindex import Reindexing
 from clipflow.cli.main import main
+from clipflow.errors import Conflict
 from clipflow.store import generations
 from clipflow.store.reading import Documents, Record
 from clipflow.store.sqlite import Store
@@ -52,7 +55,7 @@ def encoder(place: Path) -> Iterator[LocalEncoder]:
 @pytest.fixture
 def new(place: Path) -> Iterator[list[Store]]:
     spec = load_spec(str(ROOT / 'models' / 'clip-mini'))
-    with workspace.opened(generations.named(place, spec.fingerprint), spec, 2) as stores:
+    with workspace.being_made(generations.named(place, spec.fingerprint), spec, 2) as stores:
         yield stores
 
 
@@ -219,7 +222,8 @@ def test_what_was_taken_from_another_generation_counts_for_nothing(
         fingerprint, name = 'between', 'the model between'
 
     # The same ids with other texts, under smaller numbers of changes.
-    with workspace.opened(tmp_path / 'workspace' / 'indexer-between', Spec(), 2) as between:  # type: ignore[arg-type]
+    place = tmp_path / 'workspace'
+    with workspace.being_made(generations.named(place, 'between'), Spec(), 2) as between:  # type: ignore[arg-type]
         workspace.put(between, [Record(f'd{n}', f'changed {n}', '', '{}', OLD) for n in range(10)])
         work = Reindexing(readers(between), new, encoder)
         assert work.follow(lambda count: None) == 10
@@ -227,6 +231,33 @@ def test_what_was_taken_from_another_generation_counts_for_nothing(
         assert ids(new) == ids(between)
     texts = {r.text for store in new for r in store.by_ids(sorted(store.ids())).values()}
     assert texts == {f'changed {n}' for n in range(10)}
+
+
+def test_keys_stay_those_of_the_source_and_none_is_given_again(
+    old: list[Store], new: list[Store], encoder: LocalEncoder
+) -> None:
+    source, target = old[0], new[0]
+
+    def stored(*names: str) -> None:
+        source.upsert([Record(name, f'text {name}', '', '{}', OLD) for name in names])
+
+    stored('a', 'b', 'c')
+    work = Reindexing(readers(old), new, encoder)
+    work.follow(lambda count: None)
+    source.delete(['a'])
+    stored('a', 'last')
+    source.delete(['last'])
+    work.follow(lambda count: None)
+    assert work.finish() == []
+    for store in (source, target):
+        assert {name: found.key for name, found in store.by_ids(['a', 'b', 'c']).items()} == {'a': 4, 'b': 2, 'c': 3}
+        assert store.upsert([Record('next', '', '', '{}', store.vectors_of(store.keys())[1][0])]).tolist() == [6]
+    # A store that never had a document knows too which keys were given.
+    other = old[1]
+    other.upsert([Record('x', '', '', '{}', OLD)])
+    other.clear()
+    work.finish()
+    assert (new[1].newest_key(), new[1].count()) == (1, 0)
 
 
 def test_a_shard_on_a_volume_of_its_own_is_prepared_beside_its_service_and_changed_without_it(
@@ -267,3 +298,141 @@ def test_what_cannot_be_embedded_is_said_while_it_is_prepared(
     assert '1 documents cannot be embedded again' in said
     assert main(['reindex', str(ROOT / 'models' / 'clip-mini'), '--prepare', '--drop-missing']) == 0
     service.close()
+
+
+# -- the command, and what others do meanwhile -------------------------------------------------------------------------
+
+MODEL = str(ROOT / 'models' / 'clip-mini')
+
+
+class Before:
+    """The model that documents are of."""
+
+    fingerprint, name = 'before', 'the model before'
+
+
+@pytest.fixture
+def home(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A workspace with 20 documents in two shards."""
+    monkeypatch.setenv('CLIPFLOW_WORKSPACE', str(place))
+    with workspace.opened(generations.current(place), Before(), 2) as stores:  # type: ignore[arg-type]
+        workspace.put(stores, [Record(f'd{n}', f'text {n}', '', '{}', OLD) for n in range(20)])
+    return place
+
+
+def meanwhile(monkeypatch: pytest.MonkeyPatch, action: Callable[[], None]) -> None:
+    """Something happens once, after the first documents are embedded."""
+    follow, waiting = Reindexing.follow, [action]
+
+    def followed(work: Reindexing, moved: Callable[[int], None]) -> int:
+        count = follow(work, moved)
+        while waiting:
+            waiting.pop()()
+        return count
+
+    monkeypatch.setattr(Reindexing, 'follow', followed)
+
+
+def embedded(home: Path) -> set[str]:
+    """The ids that are under the new model."""
+    spec, folder = load_spec(MODEL), generations.current(home)
+    with workspace.opened(folder, spec, workspace.shards_in(folder)) as stores:
+        assert OLD.size not in {store.dimension() for store in stores}
+        return ids(stores)
+
+
+def test_no_other_command_makes_the_documents_anew_meanwhile(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused = []
+
+    def others() -> None:
+        with pytest.raises(Conflict, match='another command'):
+            workspace.reshard(home, Before(), 3, lambda count: None)  # type: ignore[arg-type]
+        refused.append(main(['reindex', MODEL]))
+
+    meanwhile(monkeypatch, others)
+    assert main(['reindex', MODEL]) == 0
+    assert refused == [1]
+    assert embedded(home) == {f'd{n}' for n in range(20)}
+
+
+def test_shards_that_came_meanwhile_are_not_forgotten(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv('CLIPFLOW_WORKSPACE', str(place))
+    folder = generations.current(place)
+
+    def stored(number: int) -> None:
+        store = Store(folder / str(number), Before.fingerprint, Before.name, (), 2)
+        store.upsert([Record(f'd{number}', 'a text', '', '{}', OLD)])
+        store.close()
+
+    stored(0)
+    meanwhile(monkeypatch, lambda: stored(1))
+    assert main(['reindex', MODEL]) == 1
+    assert 'other shards' in capsys.readouterr().err
+    assert generations.current(place) == folder
+    assert main(['reindex', MODEL]) == 0
+    assert embedded(place) == {'d0', 'd1'}
+
+
+@pytest.mark.parametrize('moment', ['switch', 'clear'])
+def test_nobody_writes_to_the_documents_before_until_the_new_ones_count(
+    home: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    done: Callable[..., None] = getattr(generations, moment)
+    folder, tried = generations.current(home), []
+
+    def started() -> None:
+        for number in range(2):
+            with pytest.raises(Conflict, match='another process'):
+                Store(folder / str(number), Before.fingerprint, Before.name, (), 2)
+            tried.append(number)
+
+    def wrapped(given: Path, *more: Any, **named: Any) -> None:
+        if moment == 'switch' or generations.current(home) != folder:
+            started()
+        done(given, *more, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(generations, moment, wrapped)
+        assert main(['reindex', MODEL]) == 0
+    assert tried == [0, 1]
+    assert embedded(home) == {f'd{n}' for n in range(20)}
+
+
+def test_what_was_prepared_for_another_number_of_shards_is_made_anew(home: Path) -> None:
+    assert main(['reindex', MODEL, '--prepare']) == 0
+    workspace.reshard(home, Before(), 3, lambda count: None)  # type: ignore[arg-type]
+    assert main(['reindex', MODEL]) == 0
+    assert workspace.shards_in(generations.current(home)) == 3
+    assert embedded(home) == {f'd{n}' for n in range(20)}
+    assert [path for path in home.iterdir() if path.is_dir()] == [generations.current(home)]
+
+
+def test_the_directory_of_a_model_that_was_left_is_not_filled_over_what_counts(home: Path) -> None:
+    assert main(['reindex', MODEL]) == 0
+    spec, folder = load_spec(MODEL), generations.current(home)
+    with workspace.opened(folder, spec, 2) as stores:
+        for store in stores:
+            store.clear()
+    with workspace.opened(folder, Before(), 2) as stores:  # type: ignore[arg-type]
+        workspace.put(stores, [Record(f'e{n}', f'text {n}', '', '{}', OLD) for n in range(20)])
+    assert main(['reindex', MODEL]) == 0
+    assert embedded(home) == {f'e{n}' for n in range(20)}
+
+
+def test_a_kill_after_the_switch_leaves_nothing_for_ever(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = generations.current(home)
+
+    def killed(path: Path, **_: Any) -> None:
+        if path == folder:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, 'rmtree', killed)
+        assert main(['reindex', MODEL]) == 130
+    assert generations.current(home) != folder
+    assert folder.exists()
+    assert main(['reindex', MODEL]) == 1  # they are under that model already
+    assert embedded(home) == {f'd{n}' for n in range(20)}
+    assert [path for path in home.iterdir() if path.is_dir()] == [generations.current(home)]

@@ -11,10 +11,12 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from docarray import Document
 from numpy.typing import NDArray
 
-from clipflow.errors import ClipflowError, Internal, InvalidParameter, ModelMismatch, NotReady
-from clipflow.sessions.base import Options, grey
+from clipflow.batching import Embedder
+from clipflow.errors import ClipflowError, Internal, InvalidParameter, ModelMismatch, NotReady, Timeout
+from clipflow.sessions.base import Options, OutOfMemory, grey
 from clipflow.weights import ModelSpec, load_spec
 
 pb: Any = pytest.importorskip('tritonclient.grpc.service_pb2', reason="the extra 'triton' is not installed")
@@ -36,6 +38,8 @@ class Server:
         self.change: Callable[[NDArray[Any]], NDArray[Any]] = lambda vectors: vectors
         self.hangs: set[str] = set()
         self.refuses: set[str] = set()
+        self.most: int | None = None
+        self.says = ''
         self.asked: list[str] = []
         self.over = threading.Event()
         self.port = 0
@@ -81,6 +85,8 @@ class Server:
             for key, value in self.parameters.items():
                 config.parameters[key].string_value = value
             return pb.ModelConfigResponse(config=config)
+        if self.most is not None and request.inputs[0].shape[0] > self.most:
+            context.abort(grpc.StatusCode.INTERNAL, self.says)
         vectors = np.random.default_rng(0).normal(size=(request.inputs[0].shape[0], D))
         vectors = self.change(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
         reply = pb.ModelInferResponse(model_name=request.model_name, model_version=self.version)
@@ -257,3 +263,31 @@ def test_a_model_that_stays_is_not_asked_for_again(load: Any, server: Server, sp
     server.asked.clear()
     session.encode_images(grey(spec))
     assert server.asked == ['ModelInfer']
+
+
+@pytest.mark.parametrize(
+    'says',
+    [
+        'onnx runtime error 6: Failed to allocate memory for requested buffer of size 1048576',
+        'CUDA error: out of memory',
+    ],
+)
+def test_a_server_without_memory_gets_half_as_much(load: Any, server: Server, spec: ModelSpec, says: str) -> None:
+    session = load()
+    server.most, server.says = 2, says
+    with pytest.raises(OutOfMemory, match='memory'):
+        session.encode_images(np.repeat(grey(spec), 4, axis=0))
+    embedder = Embedder(spec, session, 8)
+    docs = [Document(text=f'text {number}') for number in range(7)]
+    embedder.embed(docs)
+    assert all(doc.embedding is not None for doc in docs)
+    assert embedder.batch_size == 2
+
+
+def test_a_call_that_waited_too_long_in_the_queue_of_the_server_is_a_timeout(
+    load: Any, server: Server, spec: ModelSpec
+) -> None:
+    session = load()
+    server.most, server.says = 0, 'Request timeout expired'
+    with pytest.raises(Timeout, match='in the queue of the server'):
+        session.encode_images(grey(spec))

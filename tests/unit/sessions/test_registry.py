@@ -81,12 +81,95 @@ def test_what_is_asked_for_is_taken_and_nothing_else() -> None:
         ({'runtime': 'tensorrt'}, 'tensorrt needs an NVIDIA GPU'),
         ({'device': 'mps'}, 'it is the GPU of a Mac'),
         ({'precision': 'int8'}, r'clipflow\[onnx\]'),
-        ({'runtime': 'openvino', 'precision': 'int8'}, 'openvino cannot compute in int8'),
+        (
+            {'runtime': 'openvino', 'precision': 'int8'},
+            'openvino cannot compute in int8 on cpu; set CLIPFLOW_RUNTIME=onnx',
+        ),
+        ({'runtime': 'torch', 'precision': 'int8'}, 'torch cannot compute in int8 on cpu; set CLIPFLOW_RUNTIME=onnx'),
+        ({'runtime': 'tensorrt', 'device': 'cpu'}, 'tensorrt computes on cuda, not on cpu; set CLIPFLOW_DEVICE=auto'),
+        ({'runtime': 'openvino', 'device': 'cuda'}, 'openvino computes on cpu, not on cuda; set CLIPFLOW_DEVICE=auto'),
     ],
 )
 def test_what_cannot_be_had_is_said(given: dict[str, str], said: str) -> None:
     with pytest.raises(InvalidParameter, match=said):
         ways(Machine(False, True, NONE), **given)
+
+
+@pytest.mark.parametrize(
+    ('machine', 'given', 'said'),
+    [
+        (
+            Machine(True, True, ALL),
+            {'precision': 'int8'},
+            'nothing computes in int8 on cuda; set CLIPFLOW_PRECISION to .*, or CLIPFLOW_DEVICE=cpu$',
+        ),
+        (
+            Machine(True, True, ALL | {'tensorrt'}),
+            {'runtime': 'tensorrt', 'precision': 'bfloat16'},
+            'tensorrt cannot compute in bfloat16 on cuda; set CLIPFLOW_RUNTIME=torch',
+        ),
+        (
+            Machine(True, True, ALL),
+            {'runtime': 'torch', 'precision': 'int8'},
+            'torch cannot compute in int8 on cuda; set CLIPFLOW_PRECISION=float16',
+        ),
+        (Machine(False, True, NONE), {'precision': 'int8'}, 'needs the extra "onnx"'),
+    ],
+)
+def test_what_is_said_helps(machine: Machine, given: dict[str, str], said: str) -> None:
+    with pytest.raises(InvalidParameter, match=said):
+        ways(machine, **given)
+
+
+def test_cards_that_nobody_has_counted_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', 'RR')
+    with pytest.raises(InvalidParameter, match='set CUDA_TOTAL_DEVICES'):
+        ways(Machine(False, True, NONE), device='cuda')
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '1')
+    with pytest.raises(InvalidParameter, match=r'CUDA build\?$'):
+        ways(Machine(False, True, NONE), device='cuda')
+
+
+OPENVINO = ['clipflow[openvino]']
+TENSORRT = ['clipflow[tensorrt]', 'onnxruntime-gpu in place of onnxruntime']
+
+
+@pytest.mark.parametrize(
+    ('machine', 'given', 'named'),
+    [
+        (Machine(False, True, NONE), {}, OPENVINO),
+        (Machine(False, False, frozenset({'onnx'})), {}, OPENVINO),
+        (Machine(False, True, frozenset({'onnx'})), {'precision': 'int8'}, []),
+        (Machine(False, True, NONE), {'precision': 'float16'}, []),
+        (Machine(False, True, NONE), {'runtime': 'torch'}, []),
+        (Machine(False, True, ALL), {}, []),
+        (Machine(True, True, NONE), {}, TENSORRT),
+        (Machine(True, True, ALL), {}, TENSORRT),
+        (Machine(True, True, ALL, onnx_cuda=True), {}, ['clipflow[tensorrt]']),
+        (Machine(True, True, ALL | {'tensorrt'}, onnx_cuda=True), {}, []),
+        (Machine(True, True, NONE), {'precision': 'bfloat16'}, []),
+        (Machine(True, True, NONE), {'device': 'cpu'}, OPENVINO),
+        (Machine(True, True, ALL), {'runtime': 'onnx'}, ['there is a GPU', 'onnxruntime-gpu in place of onnxruntime']),
+        (Machine(True, True, ALL), {'runtime': 'onnx', 'device': 'cpu'}, []),
+        (Machine(False, True, ALL), {'runtime': 'onnx'}, []),
+    ],
+)
+def test_what_would_be_faster_is_named_where_it_would_be_taken(
+    machine: Machine, given: dict[str, str], named: list[str]
+) -> None:
+    settings = EncoderSettings.load(**given)
+    said = registry.faster(settings, candidates(settings, machine)[0], machine)
+    assert len(said) == bool(named)
+    assert all(name in said[0] for name in named)
+
+
+def test_what_is_there_and_has_failed_is_not_named_as_missing() -> None:
+    settings, machine = EncoderSettings.load(), Machine(True, True, frozenset({'tensorrt'}))
+    last = candidates(settings, machine)[-1]
+    assert last.runtime == 'torch'
+    assert registry.faster(settings, last, machine) == (
+        'ONNX Runtime may be faster on this GPU: install onnxruntime-gpu in place of onnxruntime',
+    )
 
 
 def test_the_runtimes_that_are_asked_for_are_opened(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:

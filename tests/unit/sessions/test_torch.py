@@ -172,6 +172,9 @@ def test_compiled_towers_give_the_same_vectors_for_sizes_that_were_not_compiled_
             (compiled.encode_texts(tokens.ids, tokens.mask), plain.encode_texts(tokens.ids, tokens.mask)),
         ):
             assert np.abs(found - expected).max() < 1e-5
+    for count, length in ((7, 9), (8, 16), (5, 13), (32, 3), (1, 4)):  # some have many tokens, and more threads
+        ids, mask = np.full((count, length), 5, np.int32), np.ones((count, length), np.int32)
+        assert np.abs(compiled.encode_texts(ids, mask) - plain.encode_texts(ids, mask)).max() < 1e-5
     assert torch._dynamo.utils.counters['stats']['unique_graphs'] == before, 'a query waited for the compiler'
 
 
@@ -208,17 +211,35 @@ def test_a_tower_that_was_released_comes_back(spec: ModelSpec, tower: Tower) -> 
     assert np.array_equal(session.encode_texts(tokens.ids, tokens.mask), before[1])
 
 
+@pytest.mark.parametrize(
+    ('error', 'told'),
+    [
+        (torch.OutOfMemoryError('CUDA out of memory'), OutOfMemory),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 154140672 bytes"),
+            OutOfMemory,
+        ),
+        (RuntimeError('mat1 and mat2 shapes cannot be multiplied'), RuntimeError),
+    ],
+)
 def test_a_device_without_memory_is_told_as_such(
-    checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+    checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, error: Exception, told: type[Exception]
 ) -> None:
     session = load(load_spec(str(checkpoint('clip'))))
 
     def full(*_: Any) -> None:
-        raise torch.OutOfMemoryError('CUDA out of memory')
+        raise error
 
     monkeypatch.setattr(session._towers['image'], 'forward', full)
-    with pytest.raises(OutOfMemory, match='CUDA out of memory'):
+    with pytest.raises(told, match=str(error)[:20]):
         session.encode_images(np.zeros((1, 32, 32, 3), np.uint8))
+
+
+def test_float32_is_not_tf32(checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, 'allow_tf32', True)
+    load(load_spec(str(checkpoint('clip'))))
+    assert not torch.backends.cudnn.allow_tf32
+    assert not torch.backends.cuda.matmul.allow_tf32
 
 
 def test_weights_that_do_not_fit_the_config_are_refused_by_name(

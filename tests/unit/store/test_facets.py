@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from clipflow.filters import compile_filter
 from clipflow.store import facets
-from clipflow.store.facets import count_values
+from clipflow.store.facets import Facet, count_values, merged
 from clipflow.store.reading import Record, thinned
 from clipflow.store.sqlite import Store
 
@@ -24,7 +25,9 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 
 def fill(store: Store, tags: list[dict[str, Any]]) -> None:
-    store.upsert([Record(f'{n}', '', '', json.dumps(found), VECTOR) for n, found in enumerate(tags)])
+    store.upsert(
+        [Record(f'{n}', '', '', json.dumps(found, ensure_ascii=False), VECTOR) for n, found in enumerate(tags)]
+    )
 
 
 def counts(store: Store) -> dict[str, dict[Any, int]]:
@@ -36,6 +39,24 @@ def test_what_a_filter_takes_for_equal_counts_as_one_value(store: Store) -> None
     found = counts(store)['n']
     assert found == {1: 6, 0: 1, 'x': 1, 2.5: 1}
     assert {type(value) for value in found if value == 1} == {int}
+
+
+def test_only_tags_that_a_filter_can_name_are_offered(store: Store) -> None:
+    names = ['a', 'a_b', '_a', 'a b', "it's", '猫', 'a$', '\\', 'a__b', 'a___b', 'b__', 'q"r', '$price', '']
+    fill(store, [dict.fromkeys(names, 'x')] * 2)
+    found = [facet.tag for facet in count_values(store, None)[0]]
+    assert found == sorted(['a', 'a_b', '_a', 'a b', "it's", '猫', 'a$', '\\'])
+    for tag in found:
+        assert len(store.matching_keys(compile_filter({tag: 'x'}))) == 2
+
+
+def test_a_number_in_one_shard_and_a_boolean_in_another_are_one_number() -> None:
+    parts = [Facet('n', {True: 2, False: 1}), Facet('n', {1: 3, 'x': 1}), Facet('m', {True: 1})]
+    for some in (parts, parts[::-1]):
+        m, n = merged(some)
+        assert (n.tag, n.counts, {type(value) for value in n.counts}) == ('n', {1: 5, 0: 1, 'x': 1}, {int, bool, str})
+        assert next(type(value) for value in n.counts if value == 1) is int
+        assert next(type(value) for value in m.counts) is bool
 
 
 def test_booleans_alone_show_as_booleans(store: Store) -> None:

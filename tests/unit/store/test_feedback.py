@@ -1,7 +1,9 @@
 """The feedback log on disk: its schema, pages, sums, and that what is purged is gone."""
 
 import sqlite3
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -61,6 +63,19 @@ def test_a_log_of_the_first_release_is_read_and_written_on(tmp_path: Path) -> No
         db.execute('PRAGMA user_version = 99')
     with pytest.raises(Conflict, match='schema 99'):
         FeedbackLog(tmp_path, 0)
+
+
+def test_two_that_open_a_new_log_at_once_both_have_it(tmp_path: Path) -> None:
+    for turn in range(30):
+        ready = threading.Barrier(2)
+
+        def opened(place: Path = tmp_path / f'{turn}', ready: threading.Barrier = ready) -> int:
+            ready.wait(timeout=10)
+            with closing(FeedbackLog(place, 0)) as log:
+                return log.append([entry('u')])
+
+        with ThreadPoolExecutor(2) as pool:
+            assert [future.result(timeout=30) for future in [pool.submit(opened) for _ in range(2)]] == [1, 1]
 
 
 def test_purged_entries_are_gone_from_the_files_too(tmp_path: Path, log: FeedbackLog) -> None:

@@ -3,6 +3,7 @@
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -58,6 +59,25 @@ def test_a_later_step_is_taken_alone_and_a_failing_one_leaves_nothing(
     migrate(db)
     assert version(db) == len(STEPS) + 1
     assert 'more' in tables(db)
+
+
+def test_steps_that_another_connection_has_taken_meanwhile_are_not_taken_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    db, other = (sqlite3.connect(tmp_path / 'x.db', isolation_level=None) for _ in range(2))
+    look = migrations._taken
+
+    def then_the_other(*given: Any) -> int:
+        monkeypatch.setattr(migrations, '_taken', look)
+        found = look(*given)
+        migrate(other)
+        return found
+
+    monkeypatch.setattr(migrations, '_taken', then_the_other)
+    migrate(db)
+    assert version(db) == len(STEPS)
+    for opened in (db, other):
+        opened.close()
 
 
 def test_a_newer_database_is_refused_untouched(db: sqlite3.Connection) -> None:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -295,6 +296,24 @@ def test_all_documents_of_a_statement_share_the_time_of_a_pattern(
     assert len(store.matching_keys(compile_filter({'t': {'$regex': 'a!$'}}))) == 100
 
 
+def test_all_statements_of_a_request_share_the_time_of_a_pattern(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(0, 1000, 3))  # a document takes three seconds of it
+    monkeypatch.setattr(connection, 'time', SimpleNamespace(thread_time=lambda: next(clock)))
+    monkeypatch.setattr(connection, 'REGEX_SECONDS', 5.0)
+    store.upsert([record('a', tags={'t': 'a' * 22 + '!'})])
+    slow = compile_filter({'t': {'$regex': '^(a|aa)+$|!$'}})
+    for _ in range(4):
+        assert len(store.matching_keys(slow)) == 1
+    for _ in range(2):
+        with connection.one_request():
+            assert len(store.matching_keys(slow)) == 1
+            assert store.count() == 1
+            assert len(store.matching_keys(slow)) == 1
+            with pytest.raises(InvalidFilter, match='too long'):
+                store.matching_keys(slow)
+    assert len(store.matching_keys(slow)) == 1
+
+
 def test_every_thread_reads_what_another_has_written(store: Store) -> None:
     found: list[list[str]] = []
     store.upsert([record('a')])
@@ -438,7 +457,7 @@ def test_a_full_disk_refuses_the_whole_request_and_leaves_the_old_content(store:
     store._db.execute(f'PRAGMA max_page_count = {pages + 5}')
     large = [record(f'new {n}', n, text='x' * 3000) for n in range(50)]
     for _ in range(2):
-        with pytest.raises(StorageFull, match='nothing of this request is stored'):
+        with pytest.raises(StorageFull, match='no space is left'):
             store.upsert([record('old 3', text='changed'), *large])
     assert [(found.id, found.tags) for found in store.page(EVERYTHING, 100, 0)] == before
     assert store.by_ids(['old 3'])['old 3'].text == ''

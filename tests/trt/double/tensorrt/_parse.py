@@ -69,6 +69,15 @@ class OnnxParser:
         """Forget them."""
         self._errors.clear()
 
+    def parse_from_file(self, model: str) -> bool:
+        """As `parse`, with the weights that lie in other files beside this one."""
+        if not isinstance(model, str):
+            raise TypeError('parse_from_file(): incompatible function arguments')
+        try:
+            return self.parse(onnx.load(model).SerializeToString())
+        except Exception:  # protobuf raises several kinds, and so do files that are not there
+            return self._refuse(0, f'Failed to parse the ONNX model {model}: it is no protobuf message of this kind')
+
     def parse(self, model: Any, path: str | None = None) -> bool:
         """Whether the network has all of the model now; weights that lie in other files are not looked for (own)."""
         data = buffer(model)
@@ -76,6 +85,8 @@ class OnnxParser:
             graph = onnx.load_from_string(data)
         except Exception:  # protobuf raises several kinds
             return self._refuse(0, 'Failed to parse the ONNX model: it is no protobuf message of this kind')
+        if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in graph.graph.initializer):
+            return self._refuse(0, 'Failed to open the file with weights')
         if not graph.graph.node:
             return self._refuse(0, 'the graph is empty')
         if graph.opset_import[0].version > _OPSET:

@@ -1,0 +1,43 @@
+"""What an indexer asks of its index, without a process around it."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from clipflow.border.indexing import Indexing
+from clipflow.errors import InvalidFilter
+from clipflow.filters import compile_filter
+from clipflow.index.live import LiveIndex, Query
+from clipflow.store import connection
+from clipflow.store.reading import Record
+from clipflow.store.sqlite import Store
+
+VECTOR = np.array([1, 0], dtype=np.float32)
+
+
+class Indexer(Indexing):
+    def __init__(self, index: LiveIndex, **_: Any) -> None:
+        self._index = index
+
+
+@pytest.mark.parametrize('group_by', [None, 'g'])
+def test_a_pattern_has_its_time_once_for_a_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group_by: str | None
+) -> None:
+    index = LiveIndex(Store(tmp_path / '0', 'abc', 'm'))
+    index.upsert([Record(f'{n}', '', '', f'{{"t": "{"a" * 22}!"}}', VECTOR) for n in range(2)])
+    clock = iter(range(0, 1000, 3))  # a document takes three seconds of it
+    monkeypatch.setattr(connection, 'time', SimpleNamespace(thread_time=lambda: next(clock)))
+    # Enough to select the two, and too little to look at both again.
+    monkeypatch.setattr(connection, 'REGEX_SECONDS', 8.0)
+    query = Query(2, compile_filter({'t': {'$regex': '^(a|aa)+$|!$'}}), group_by=group_by)
+    try:
+        assert index.search(VECTOR[None], query)[0]
+        with pytest.raises(InvalidFilter, match='too long'):
+            Indexer(index)._nearest(VECTOR[None], query)
+        assert len(Indexer(index)._nearest(VECTOR[None], Query(2))[0]) == 2
+    finally:
+        index.close()
