@@ -12,6 +12,7 @@ import secrets
 import shutil
 import sqlite3
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -80,11 +81,13 @@ def take(workspace: Path, target: Target, begun: Callable[[int], Moved]) -> Take
     with _marked(workspace) as mark:
         _clean(target, mark)
         with contents.held(workspace) as held, _staging(target, mark) as staging:
-            now = datetime.now(UTC).replace(microsecond=0)
-            name = f'{now:%Y%m%dT%H%M%SZ}-{mark}'
-            place = target.at(name)
-            if place.names():
-                raise Conflict(f'{place.address} was taken within this very second; try again')
+            while True:
+                now = datetime.now(UTC).replace(microsecond=0)
+                name = f'{now:%Y%m%dT%H%M%SZ}-{mark}'
+                place = target.at(name)
+                if not place.names():
+                    break
+                time.sleep(0.1)  # one was taken within this very second
             sizes = held.sizes()
             _check_space(target, staging, sizes, list(held.databases))
             moved = begun(sum(sizes.values()))

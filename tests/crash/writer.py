@@ -28,6 +28,8 @@ class Writer:
         self.deleted: set[str] = set()
         self.errors: list[ClipflowError] = []
         self.requests = 0
+        self.waits = False
+        """Whether a request is on its way."""
         self._number = number
         self._client = Client(service.grpc, retries=0, timeout=20)
         self._stop = threading.Event()
@@ -45,12 +47,14 @@ class Writer:
                 if answered and turn % _DELETE_EVERY == _DELETE_EVERY - 1 and self.stored:
                     gone = sorted(self.stored)[:: max(1, len(self.stored) // 3)]
                     self.stored -= set(gone)  # while the answer is open
+                    self.waits = True
                     self._client.delete(gone)
                     self.deleted |= set(gone)
                 else:
                     vectors = generator.normal(size=(_BATCH, 32))
                     pairs = zip(ids, vectors, strict=True)
                     docs = [Document(id=name, embedding=vector, tags={'turn': turn}) for name, vector in pairs]
+                    self.waits = True
                     reply = self._client.post('/index', DocumentArray(docs))
                     self.stored |= {doc.id for doc in reply if '__error__' not in doc.tags}
                 self.requests += 1
@@ -59,6 +63,8 @@ class Writer:
                 answered = False
                 self.errors.append(error)
                 self._stop.wait(0.01)  # do not spin while a stage is away
+            finally:
+                self.waits = False
 
     def __enter__(self) -> Self:
         self._thread.start()
