@@ -83,8 +83,8 @@ def learned(shapes: Path, checkpoint: Any, tmp_path_factory: pytest.TempPathFact
 def test_recall_rises_on_pairs_that_were_not_learned(learned: Path) -> None:
     report = json.loads((learned / 'report.json').read_text(encoding='utf-8'))
     before, after, mixed = (report['reported']['test'][name] for name in ('before', 'after', 'mixed'))
-    # By chance 5 of 24.
-    assert before['image R@5'] < 0.35
+    # By chance 5 of 24, and twice the standard deviation more.
+    assert before['image R@5'] < 0.4
     assert mixed['image R@5'] > 0.7
     assert mixed['text R@5'] > 0.7
     assert after.keys() == mixed.keys()
