@@ -237,7 +237,7 @@ def test_the_effort_is_tuned_again_when_the_index_has_grown(
     fill(live, vectors, 0, 1000)
     small = settled(live, kind).status()['effort']
     live.close()
-    live = opened(tmp_path, kind)
+    live = settled(opened(tmp_path, kind), kind)
     fill(live, vectors, 1000, 2 * COUNT)
 
     def tuned() -> bool:
