@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from unittest.mock import patch
 
 from index_graphs import (
     PLACES,
@@ -167,11 +168,8 @@ def _turns() -> Iterator[list[float]]:
             waits.append(time.perf_counter() - begun)
             yield
 
-    setattr(Turns, 'reading', timed)  # noqa: B010, mypy takes it for an assignment to a method
-    try:
+    with patch.object(Turns, 'reading', timed):
         yield waits
-    finally:
-        setattr(Turns, 'reading', usual)  # noqa: B010
 
 
 def _everything(live: LiveIndex, batches: Sequence[Sequence[Record]], turn: int, log: _Log) -> None:

@@ -99,8 +99,8 @@ def _quantizer(given: argparse.Namespace) -> int:
     from clipflow.errors import InvalidParameter, NotFound
     from clipflow.index.approximate import Approximate, cause_of
     from clipflow.index.build import sampled
-    from clipflow.index.choice import Wanted, choose, memory_for_vectors
-    from clipflow.index.trial import NAMED, check_kind
+    from clipflow.index.choice import NAMED, Wanted, choose, memory_for_vectors
+    from clipflow.index.trial import check_kind
 
     folder, spec = _place()
     with workspace.opened(folder, spec, workspace.shards_in(folder)) as stores:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from clipflow.errors import DimensionMismatch, InvalidParameter
 from clipflow.index.base import Effort
+from clipflow.index.choice import NAMED
 from clipflow.index.slots import Slots
 
 EVERYTHING = 1 << 62
@@ -148,8 +149,8 @@ class Approximate:
             index = faiss.index_factory(dimension, factory, faiss.METRIC_INNER_PRODUCT)
         except (RuntimeError, AssertionError):
             raise InvalidParameter(
-                f'{factory!r} is not a kind of index: auto, flat, hnsw, ivf, ivfpq, or a factory string of FAISS '
-                f'that fits {dimension} dimensions'
+                f'{factory!r} is not a kind of index: {", ".join(NAMED)}, or a factory string of FAISS that fits '
+                f'{dimension} dimensions'
             ) from None
         if 'IDMap' in factory or 'Refine' in factory or re.search(r',RFlat', factory):
             raise InvalidParameter(f'leave IDMap and refinement out of {factory!r}: clipflow does both itself')

@@ -5,6 +5,8 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+NAMED = ('auto', 'flat', 'hnsw', 'ivf', 'ivfpq')
+"""Kinds; any other is a factory string of FAISS."""
 MOST_FLAT = 50_000
 """Up to here an exact search takes some milliseconds and has no recall to lose."""
 LEAST = 1_000

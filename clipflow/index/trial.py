@@ -13,8 +13,8 @@ import numpy as np
 
 from clipflow.errors import InvalidParameter
 from clipflow.index.approximate import EVERYTHING, Approximate, cause_of
+from clipflow.index.choice import NAMED
 
-NAMED = ('auto', 'flat', 'hnsw', 'ivf', 'ivfpq')
 _log = logging.getLogger('clipflow.indexer')
 
 _VECTORS = 2000

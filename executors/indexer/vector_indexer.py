@@ -30,13 +30,14 @@ class VectorIndexer(Indexing):
         directory = generations.cleared(settings.workspace) / str(settings.shard)
         memory = settings.index_memory or memory_for_vectors()
         kind, trained = settings.index_kind, settings.index_trained
-        learnt = '' if trained is None or not trained.is_file() else checksum(trained)
-        wanted = Wanted(kind, settings.index_vectors, memory, settings.index_recall, trained, learnt)
         store = Store(directory, self.spec.fingerprint, self.spec.name, settings.indexed_tags, settings.shards)
         generations.check(directory.parent)
-        check_kind(settings.index_kind, store.dimension() or self.spec.dimension)
+        check_kind(kind, store.dimension() or self.spec.dimension)
+        learnt = ''
         if trained is not None:
             Approximate.read(trained, store.dimension())
+            learnt = checksum(trained)
+        wanted = Wanted(kind, settings.index_vectors, memory, settings.index_recall, trained, learnt)
         self._index = index = LiveIndex(store, wanted, Snapshots(settings.snapshot_changes, settings.snapshot_seconds))
         self.work = WorkQueue(self.stage, share_of_cores(0, self.replicas), settings.queue_limit)
         self.log.info('%d documents in %s', len(index), directory)
