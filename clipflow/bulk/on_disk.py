@@ -45,6 +45,24 @@ class _Part:
     threads: int
 
 
+class _Held:
+    """All rows of a folder, under their places. See `tuning.Held`."""
+
+    def __init__(self, source: Mapped) -> None:
+        self._source = source
+
+    def keys_at(self, slots: NDArray[np.int64]) -> NDArray[np.int64]:
+        return slots
+
+    def vectors_at(
+        self, keys: NDArray[np.int64], slots: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        return self._source.vectors_of(keys)
+
+    def holds(self, keys: NDArray[np.int64]) -> NDArray[np.bool_]:
+        return np.ones(len(keys), bool)
+
+
 def write(source: Mapped, file: Path, choice: Choice, wanted: Wanted, told: Told) -> None:
     """Write the index of a folder; ids are places in it.
 
@@ -80,13 +98,7 @@ def write(source: Mapped, file: Path, choice: Choice, wanted: Wanted, told: Told
         best = Best(queries)
         for start, rows in _blocks(source, 0, source.count()):
             best.look(np.arange(start, start + len(rows)), rows)
-        smallest(
-            merged,
-            best,
-            aim(wanted.recall, nobody),
-            lambda places: places,
-            lambda places, _: source.vectors_of(places)[1],
-        )
+        smallest(merged, best, aim(wanted.recall, nobody), _Held(source))
         faiss.ParameterSpace().set_index_parameter(main.faiss, 'nprobe', merged.effort)
         with file.open('r+b') as out:
             out.write(_head(main, sizes))

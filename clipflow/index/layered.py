@@ -223,6 +223,15 @@ class LayeredIndex:
         assert self._read is not None
         return self._read(keys)
 
+    def holds(self, keys: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which of [N] keys can be found in the FAISS part."""
+        assert self.main is not None
+        slots = self.table.slots(keys)
+        there = (slots >= 0) & (slots < len(self.main))
+        if not self.main.exact:
+            there[there] = np.isin(keys[there], self.vectors_at(keys[there], slots[there])[0])
+        return there
+
     def keys_at(self, slots: Slots) -> NDArray[np.int64]:
         """The key in each of [N] slots; -1 for a dead one."""
         view = self.table.view

@@ -5,7 +5,8 @@ pictures finds less for a text. Real queries count first; where there are few, m
 vectors as captions do.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
+from typing import Protocol
 
 import faiss
 import numpy as np
@@ -31,8 +32,22 @@ _COSINE = 0.3
 
 Watch = Callable[[str, float], None]
 """Is told a phase and how much of it is done, 0 to 1; may raise to stop the work."""
-KeysAt = Callable[[Slots], NDArray[np.int64]]
-VectorsAt = Callable[[NDArray[np.int64], Slots], NDArray[np.float32]]
+
+
+class Held(Protocol):
+    """Which documents a FAISS part holds; that may change while it is tuned."""
+
+    def keys_at(self, slots: Slots) -> NDArray[np.int64]:
+        """The key in each of [N] slots, -1 for a dead one."""
+        ...
+
+    def vectors_at(self, keys: NDArray[np.int64], slots: Slots) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Of [N] keys in [N] slots those that exist, [n], and their stored vectors, [n, D]."""
+        ...
+
+    def holds(self, keys: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which of [N] keys can be found in the part."""
+        ...
 
 
 def calibration(sample: NDArray[np.float32], asked: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -74,17 +89,23 @@ class Best:
         top = np.argpartition(-scores, PLACES - 1, axis=1)[:, :PLACES]
         self._scores, self.keys = np.take_along_axis(scores, top, 1), np.take_along_axis(known, top, 1)
 
+    def forget(self, held: Callable[[NDArray[np.int64]], NDArray[np.bool_]]) -> None:
+        """Ask no longer for keys that are not `held` any more."""
+        gone = ~held(self.keys.ravel()).reshape(self.keys.shape)
+        self._scores[gone], self.keys[gone] = -np.inf, -1
+
     def recall(self, found: Iterable[Ranked]) -> float:
-        """Of what each query has found.
+        """Of what each query has found; of queries that nothing is asked for any more, all.
 
         Equal vectors stand for each other. A vector that has been replaced in the store since has another cosine.
         """
         shares = []
         for (keys, scores), best, known in zip(found, self._scores, self.keys, strict=True):
-            there = int(np.isfinite(best).sum())
-            right = max(int(np.sum(scores >= best.min() - TIE)), int(np.isin(known, keys).sum()))
-            shares.append(min(there, right) / max(1, there))
-        return float(np.mean(shares))
+            asked = known >= 0
+            if there := int(asked.sum()):
+                right = max(int(np.sum(scores >= best[asked].min() - TIE)), int(np.isin(known[asked], keys).sum()))
+                shares.append(min(there, right) / there)
+        return float(np.mean(shares)) if shares else 1.0
 
 
 def aim(recall: float, asked: NDArray[np.float32]) -> float:
@@ -109,25 +130,26 @@ def tune(index: LayeredIndex, best: Best, asked: NDArray[np.float32], wanted: fl
         main.recall, main.effort = next((pair for pair in reached if pair[0] >= recall), reached[-1])
         main.rerank, main.tuned_at = 1, len(main)
     else:
-        smallest(main, best, recall, index.keys_at, lambda keys, slots: index.vectors_at(keys, slots)[1])
+        smallest(main, best, recall, index)
 
 
-def smallest(main: Approximate, best: Best, recall: float, keys_at: KeysAt, vectors_at: VectorsAt) -> None:
+def smallest(main: Approximate, best: Best, recall: float, held: Held) -> None:
     """Set the smallest effort whose recall of the ten best reaches `recall`, else the one with the best recall.
 
     A lossy kind may also need more candidates to be scored again: `rerank` grows only when no effort is enough.
 
     Args:
         main: is given its `effort`, `rerank`, `recall` and `tuned_at`.
-        best: of the queries.
+        best: of the queries; forgets what is written anew or deleted meanwhile, which no effort could find.
         recall: to reach.
-        keys_at: gives the key in each of [N] slots, -1 for a dead one.
-        vectors_at: gives the stored vectors, [n, D], of [N] keys in [N] slots; for kinds that are not exact.
+        held: by `main`.
     """
     reached = (-1.0, main.efforts[-1], 1)
     for rerank in (1,) if main.exact else RERANKS:
         for effort in main.efforts:
-            found = best.recall(_found(main, best.queries, (effort, rerank), keys_at, vectors_at))
+            ranked = _found(main, best.queries, (effort, rerank), held)
+            best.forget(held.holds)
+            found = best.recall(ranked)
             if found > reached[0]:
                 reached = (found, effort, rerank)
             if found >= recall:
@@ -138,23 +160,24 @@ def smallest(main: Approximate, best: Best, recall: float, keys_at: KeysAt, vect
     main.tuned_at = len(main)
 
 
-def _found(
-    main: Approximate, queries: NDArray[np.float32], how: tuple[int, int], keys_at: KeysAt, vectors_at: VectorsAt
-) -> Iterator[Ranked]:
+def _found(main: Approximate, queries: NDArray[np.float32], how: tuple[int, int], held: Held) -> list[Ranked]:
     """For each query the keys that a search with an effort and a `rerank` scores, and cosines of the stored vectors.
 
     Keys count by themselves: a vector that was replaced since it was read into the index has another cosine.
     """
     effort, rerank = how
     scores, slots, _ = main.search(queries, main.page(PLACES) * rerank + SPARE, effort)
+    ranked: list[Ranked] = []
     for query, about, row in zip(queries, scores, slots, strict=True):
         there = row >= 0
-        keys = keys_at(row[there])
+        keys = held.keys_at(row[there])
         alive = keys >= 0
         if main.exact:
-            yield keys[alive][:PLACES], about[there][alive][:PLACES].astype(np.float64)
+            ranked.append((keys[alive][:PLACES], about[there][alive][:PLACES].astype(np.float64)))
         else:
-            yield keys[alive], cosines(query, vectors_at(keys[alive], row[there][alive]))
+            keys, rows = held.vectors_at(keys[alive], row[there][alive])
+            ranked.append((keys, cosines(query, rows)))
+    return ranked
 
 
 def retune(store: Stored, index: LayeredIndex, asked: NDArray[np.float32], recall: float, watch: Watch) -> None:

@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +23,8 @@ from clipflow.store.reading import Documents, Record
 from clipflow.weights import load_spec
 from forms import LONG
 
-KILLS = 40 if LONG else 1
+KILLS, WANTED = (40, 40) if LONG else (20, 1)
+"""At most so many, and until so many came before the end of the work."""
 COUNT = 2000
 SEED = 20261201
 MINI = ROOT / 'models' / 'clip-mini'
@@ -58,30 +61,51 @@ def directories(home: Path) -> set[Path]:
     return {path for path in home.iterdir() if path.is_dir()}
 
 
-def done(run: 'subprocess.Popen[str]', home: Path) -> tuple[float, float]:
-    """After how many seconds there was a first trace of it, and after how many it had ended."""
-    begun, before = time.monotonic(), directories(home)
-    while directories(home) == before and run.poll() is None:
-        assert time.monotonic() < begun + 60
-        time.sleep(0.001)
-    trace = time.monotonic() - begun
-    _, complained = run.communicate(timeout=120)
-    assert run.returncode == 0, complained
-    return trace, time.monotonic() - begun
+def files(home: Path) -> set[tuple[str, int]]:
+    """Everything there, and when it was written last."""
+    found = set()
+    for path in home.rglob('*'):
+        with suppress(FileNotFoundError):  # gone since
+            found.add((str(path), path.stat().st_mtime_ns))
+    return found
 
 
-def moments(trace: float, end: float) -> list[float]:
-    """After how many seconds a run is killed; the first is before its end."""
+class Run:
+    """A command that works in a home; `start` is called when that is as it was before."""
+
+    def __init__(self, home: Path, start: 'Callable[[], subprocess.Popen[str]]') -> None:
+        self._home, self._before = home, files(home)
+        self._process = start()
+
+    def _begin(self) -> None:
+        """Wait for the first trace of it."""
+        latest = time.monotonic() + 60
+        while files(self._home) == self._before and self._process.poll() is None:
+            assert time.monotonic() < latest
+            time.sleep(0.001)
+
+    def end(self) -> float:
+        """For how many seconds it worked after its first trace."""
+        self._begin()
+        begun = time.monotonic()
+        _, complained = self._process.communicate(timeout=120)
+        assert self._process.returncode == 0, complained
+        return time.monotonic() - begun
+
+    def kill(self, after: float) -> None:
+        """So many seconds after its first trace, if it works for so long."""
+        self._begin()
+        try:
+            self._process.wait(timeout=after)
+        except subprocess.TimeoutExpired:
+            self._process.send_signal(signal.SIGKILL)
+        self._process.communicate(timeout=120)
+
+
+def moments(took: float) -> Iterator[float]:
+    """After how many seconds of its work a run is killed."""
     chosen = random.Random(SEED)
-    return [trace, *(chosen.uniform(trace, end) for _ in range(KILLS - 1))]
-
-
-def killed(run: 'subprocess.Popen[str]', after: float) -> None:
-    try:
-        run.wait(timeout=after)
-    except subprocess.TimeoutExpired:
-        run.send_signal(signal.SIGKILL)
-    run.communicate(timeout=120)
+    return (chosen.uniform(0, took) for _ in range(KILLS))
 
 
 def state(home: Path) -> tuple[int, str]:
@@ -102,17 +126,23 @@ def state(home: Path) -> tuple[int, str]:
 
 
 def test_documents_survive_a_move_that_is_killed(home: Path) -> None:
-    work = done(command(home, 'reshard', '--to', '3'), home)
+    def move() -> 'subprocess.Popen[str]':
+        return command(home, 'reshard', '--to', '2' if before == 3 else '3')
+
+    before, _ = state(home)
+    took = Run(home, move).end()
     interrupted = 0
-    for moment in moments(*work):
+    for moment in moments(took):
         before, _ = state(home)
-        killed(command(home, 'reshard', '--to', str(5 - before)), moment)
+        Run(home, move).kill(moment)
         after, _ = state(home)
-        assert after in (before, 5 - before)
+        assert after in (2, 3)
         interrupted += after == before
+        if interrupted >= WANTED:
+            break
     assert interrupted
     before, _ = state(home)
-    done(command(home, 'reshard', '--to', str(5 - before)), home)
+    Run(home, move).end()
     assert state(home)[0] == 5 - before
     assert directories(home) == {generations.current(home)}
 
@@ -120,17 +150,20 @@ def test_documents_survive_a_move_that_is_killed(home: Path) -> None:
 def test_documents_survive_a_change_of_model_that_is_killed(home: Path, other: Path) -> None:
     models = {load_spec(str(path)).fingerprint: path for path in (MINI, other)}
 
-    def next_model() -> Path:
-        _, fingerprint = state(home)
-        return next(path for known, path in models.items() if known != fingerprint)
+    def change() -> 'subprocess.Popen[str]':
+        return command(home, 'reindex', str(next(path for known, path in models.items() if known != before[1])))
 
-    work = done(command(home, 'reindex', str(next_model())), home)
+    before = state(home)
+    took = Run(home, change).end()
     interrupted = 0
-    for moment in moments(*work):
+    for moment in moments(took):
         before = state(home)
-        killed(command(home, 'reindex', str(next_model())), moment)
+        Run(home, change).kill(moment)
         interrupted += state(home) == before
+        if interrupted >= WANTED:
+            break
     assert interrupted
-    done(command(home, 'reindex', str(next_model())), home)
+    before = state(home)
+    Run(home, change).end()
     assert state(home)[0] == 2
     assert directories(home) == {generations.current(home)}

@@ -68,6 +68,31 @@ def test_back_closes_the_large_view_and_a_link_opens_it(page: Page) -> None:
 
 
 @pytest.mark.usefixtures('album')
+def test_a_view_that_is_opened_as_the_last_one_closes_stays(page: Page) -> None:
+    page.open('?q=cat').click('[data-id="moon.png"] .view')
+    page.until(lambda: page.one('#lightbox').is_displayed(), 'the large view')
+    # A dialog says that it has closed only later: the next one is open by then.
+    page.driver.execute_async_script("""
+        const done = arguments[0];
+        document.querySelector('#lightbox').addEventListener('close', () => setTimeout(done, 500), {once: true});
+        const next = () => document.querySelector('[data-id="coffee.png"] .view').click();
+        window.addEventListener('popstate', next, {once: true});
+        history.back();""")
+    assert page.one('#lightbox').is_displayed()
+    assert page.driver.current_url.endswith('open=coffee.png')
+
+
+@pytest.mark.usefixtures('album')
+def test_the_focus_comes_back_also_if_the_browser_closes_the_view(page: Page) -> None:
+    page.open('?q=cat').click('[data-id="moon.png"] .view')
+    page.until(lambda: page.one('#lightbox').is_displayed(), 'the large view')
+    page.run("document.querySelector('#lightbox').close()")
+    until_closed(page)
+    focused = "return document.activeElement.closest('.tile')?.dataset.id"
+    page.until(lambda: page.run(focused) == 'moon.png', 'the focus')
+
+
+@pytest.mark.usefixtures('album')
 def test_slash_leads_to_the_search_box(page: Page) -> None:
     page.open()
     page.one('body').send_keys('/')

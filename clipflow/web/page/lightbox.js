@@ -28,7 +28,8 @@ export function lightbox(close) {
     event.preventDefault();
     close();
   });
-  dialog.addEventListener('close', close); // the browser may close it by itself
+  // The browser may close it by itself. It says so later, when another may be open already.
+  dialog.addEventListener('close', () => dialog.open || close());
   dialog.addEventListener('click', (/** @type {Event} */ event) => event.target === dialog && close());
   dialog.addEventListener('keydown', (/** @type {KeyboardEvent} */ event) => {
     if (event.altKey || event.ctrlKey || event.metaKey) return;
@@ -45,12 +46,13 @@ export function openLightbox(wanted, among, deeds) {
   dialog.querySelector('.close').focus({ preventScroll: true });
 }
 
-/** @returns {string | null} the id that was open */
+/** @returns {string | null} the id that was open, also if the browser has closed it */
 export function closeLightbox() {
-  if (!dialog.open) return null;
+  const last = item?.id ?? null;
+  item = null;
   loading.abort();
-  dialog.close();
-  return item?.id ?? null;
+  if (dialog.open) dialog.close();
+  return last;
 }
 
 /** More results have come: there may be a next one now. @param {Item[]} among */
