@@ -1,6 +1,7 @@
 """How good and how fast the index is, each property beside what it has to hold against.
 
-    python benchmarks/index.py [--only NAME,...] [--size 100000] [--large 1000000] [--rounds 5] [--workspace FOLDER]
+    python benchmarks/index.py [--only NAME,...] [--size 100000] [--large 1000000] [--dimension 384] [--rounds 5]
+        [--workspace FOLDER]
 
     recall   recall@10 of captions, kind auto, beside an exact search, at --size
     flat     exact search of 1 and of 64 queries, beside NumPy's matmul and argpartition, at --size
@@ -14,14 +15,14 @@
     mixed    p95 of searches while 2,000 upserts a second run in another thread, beside idle, at --size
     blocked  the longest search while batches, deletions, tags and a snapshot are written, beside idle, at --large
 
-Vectors are those of vectors.py (clip-mini, D = 384), queries are 200 of its captions. Efforts are tuned as the service
-tunes them before it has seen a query; only `graph` sets the effort of everyone by the captions. Every contestant is
-asked one query at a time from one thread of this process, and all may use the same cores: no limit of threads is set
-for any of them. They take turns in each round; a figure is the median of the rounds, with the range. Files have been
-read before (they come from the page cache if they fit).
+Vectors are those of vectors.py (clip-mini, D = 384; more dimensions change no cosine), queries are 200 of its captions.
+Efforts are tuned as the service tunes them before it has seen a query; only `graph` sets the effort of everyone by the
+captions. Every contestant is asked one query at a time from one thread of this process, and all may use the same cores:
+no limit of threads is set for any of them. They take turns in each round; a figure is the median of the rounds, with
+the range. Files have been read before (they come from the page cache if they fit).
 
-Workspaces are made once and kept in FOLDER/<count>-documents, with the indexes of --large and of `mixed`. Delete that
-folder after a change of how an index is built; `recall` and `kinds` build theirs anew each time.
+Workspaces are made once and kept in FOLDER/<count>-documents-<dimension>, with the indexes of --large and of `mixed`.
+Delete that folder after a change of how an index is built; `recall` and `kinds` build theirs anew each time.
 """
 
 import argparse
@@ -92,7 +93,7 @@ KINDS = {
 
 def recall(options: Options) -> None:
     """Captions, kind auto."""
-    here = collection(options.workspace, options.size)
+    here = collection(options.workspace, options.size, options.dimension)
     store = Store(here.folder, *MODEL)
     index, choice, _ = built(store, Wanted())
     found = here.recall(index.search(row[None], PLACES)[0][0][:PLACES] for row in here.captions)
@@ -105,7 +106,7 @@ def recall(options: Options) -> None:
 
 def flat(options: Options) -> None:
     """Our exact search and NumPy's."""
-    here = collection(options.workspace, options.size)
+    here = collection(options.workspace, options.size, options.dimension)
     index = LayeredIndex(here.vectors.shape[1])
     index.fill(np.arange(1, options.size + 1), here.vectors)
     rows, worst, same = [], 0.0, True
@@ -129,7 +130,7 @@ def flat(options: Options) -> None:
 
 def kinds(options: Options) -> None:
     """What each kind costs and gives; nothing to reach."""
-    here = collection(options.workspace, options.size)
+    here = collection(options.workspace, options.size, options.dimension)
     store = Store(here.folder, *MODEL)
     made = {name: built(store, wanted) for name, wanted in KINDS.items()}
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in made}
@@ -150,7 +151,7 @@ def kinds(options: Options) -> None:
 
 def filtered(options: Options) -> None:
     """Search among the documents that have a tag, declared as such or not."""
-    here = collection(options.workspace, options.large)
+    here = collection(options.workspace, options.large, options.dimension)
     place = prepared(here.folder, 'auto', Wanted())[0]
     plainly = LayeredIndex(here.vectors.shape[1])
     plainly.fill(np.arange(1, options.large + 1), here.vectors)
@@ -204,7 +205,7 @@ def _ten(index: LayeredIndex, query: Rows) -> None:
 
 def writes(options: Options) -> None:
     """Batches of new documents into an index, and into SQLite with the same schema and pragmas."""
-    here = collection(options.workspace, options.size)
+    here = collection(options.workspace, options.size, options.dimension)
     records = documents(here.vectors[: min(options.size, options.rounds * WRITTEN_A_ROUND + BATCH)])
     part = (len(records) - BATCH) // options.rounds // BATCH * BATCH
     taken: tuple[list[float], list[float]] = ([], [])
@@ -246,7 +247,7 @@ def _alone(db: sqlite3.Connection, rows: Sequence[tuple[object, ...]]) -> None:
 
 def restart(options: Options) -> None:
     """Until an index serves that has a snapshot, and the reading of its files."""
-    here = collection(options.workspace, options.large)
+    here = collection(options.workspace, options.large, options.dimension)
     place = prepared(here.folder, 'auto', Wanted())[0]
     files = [file for file in (place / 'snapshots').glob('*/*') if file.is_file()]
     taken: tuple[list[float], list[float]] = ([], [])
@@ -268,7 +269,7 @@ def restart(options: Options) -> None:
 
 def memory(options: Options) -> None:
     """A process that opens the workspace and is asked all captions."""
-    here = collection(options.workspace, options.large)
+    here = collection(options.workspace, options.large, options.dimension)
     wanted = Wanted(memory=BUDGET)
     place = prepared(here.folder, 'budget', wanted)[0]
     np.save(place / 'captions.npy', here.captions)
@@ -327,6 +328,7 @@ def main() -> None:
     parser.add_argument('--only', default=','.join(SECTIONS), help='a comma-separated part of the default')
     parser.add_argument('--size', type=int, default=100_000)
     parser.add_argument('--large', type=int, default=1_000_000)
+    parser.add_argument('--dimension', type=int, default=384)
     parser.add_argument('--rounds', type=int, default=5)
     parser.add_argument('--workspace', type=Path, default=Path('~/.cache/clipflow/benchmarks'))
     parser.add_argument('--child', type=Path, help=argparse.SUPPRESS)
@@ -337,9 +339,9 @@ def main() -> None:
     names = given.only.split(',')
     if unknown := set(names) - set(SECTIONS):
         parser.error(f'--only knows {", ".join(SECTIONS)}; not {", ".join(sorted(unknown))}')
-    options = Options(given.size, given.large, given.rounds, given.workspace.expanduser())
+    options = Options(given.size, given.large, given.rounds, given.workspace.expanduser(), given.dimension)
     versions = f'NumPy {np.__version__}, faiss {faiss.__version__}'
-    sizes = f'--size {given.size:,} --large {given.large:,}, {given.rounds} rounds'
+    sizes = f'--size {given.size:,} --large {given.large:,}, D = {given.dimension}, {given.rounds} rounds'
     print(f'\n{len(os.sched_getaffinity(0))} cores, {versions}; {sizes}\n')
     for name in names:
         large = name in ('graph', 'filter', 'restart', 'memory', 'blocked')

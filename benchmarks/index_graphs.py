@@ -58,6 +58,7 @@ class Options:
     large: int
     rounds: int
     workspace: Path
+    dimension: int
 
 
 @dataclass(frozen=True)
@@ -82,18 +83,18 @@ class Collection:
 
 
 @cache
-def collection(workspace: Path, count: int) -> Collection:
+def collection(workspace: Path, count: int, dimension: int) -> Collection:
     """Made, or read again, with its workspace in a folder of its own."""
-    from vectors import made, real
+    from vectors import made, real, widened
 
-    photographs, captions = real()
+    photographs, captions = (widened(rows, dimension) for rows in real())
     vectors = made(count, photographs)
     chosen = captions[np.random.default_rng(0).choice(len(captions), QUERIES, replace=False)]
     best = np.full((QUERIES, PLACES), -np.inf, dtype=np.float32)
     for start in range(0, count, 50_000):
         scores = np.concatenate([best, chosen @ vectors[start : start + 50_000].T], axis=1)
         best = np.partition(scores, -PLACES, axis=1)[:, -PLACES:]
-    folder = workspace / f'{count}-documents'  # with digits alone it would be taken for a shard
+    folder = workspace / f'{count}-documents-{dimension}'
     store = Store(folder, *MODEL)
     have = store.count()
     for start in track(range(have, count, 1000), f'storing {count:,}', console=ERRORS, disable=have >= count):
@@ -341,7 +342,7 @@ def smallest(recall: Callable[[int], float], wanted: float) -> int:
 
 def graph(options: Options) -> None:
     """Ours with the effort that the captions need, ours as tuned, and the others."""
-    here = collection(options.workspace, options.large)
+    here = collection(options.workspace, options.large, options.dimension)
     place, seconds = prepared(here.folder, 'hnsw', Wanted('hnsw'))
     live = opened(place, Wanted('hnsw'))
     ours, tuned = _ours(core(live), seconds)

@@ -56,7 +56,7 @@ def _written(options: Options, here: Collection) -> Iterator[LiveIndex]:
 
 def mixed(options: Options) -> None:
     """Searches of one thread one after the other, alone and beside writes of new documents."""
-    here = collection(options.workspace, options.size)
+    here = collection(options.workspace, options.size, options.dimension)
     number = int(WRITES_A_SECOND * MIXED_SECONDS)
     fresh = _fresh(options.size, options.rounds * number)
     idle, beside, rates = [], [], []
@@ -109,7 +109,7 @@ class _Log:
 
 def blocked(options: Options) -> None:
     """The longest single search of each round, alone and while everything is written that can be."""
-    here = collection(options.workspace, options.large)
+    here = collection(options.workspace, options.large, options.dimension)
     turns = int(MIXED_SECONDS / TURN_SECONDS) + 2
     fresh = _fresh(options.large, options.rounds * turns * BATCH)
     idle, beside, median, turns_taken = [], [], [], []

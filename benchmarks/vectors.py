@@ -58,6 +58,15 @@ def _encoded(data: Path) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     return np.concatenate(photographs), np.concatenate(captions)
 
 
+def widened(rows: NDArray[np.float32], dimension: int) -> NDArray[np.float32]:
+    """[N, D] in a space of more dimensions, turned at random: every cosine stays; a search costs what that costs."""
+    if dimension == rows.shape[1]:
+        return rows
+    axes, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(dimension, rows.shape[1])))
+    wide: NDArray[np.float32] = (rows @ axes.T).astype(np.float32)
+    return wide
+
+
 def made(count: int, photographs: NDArray[np.float32], seed: int = 0) -> NDArray[np.float32]:
     """[count, D]: the real ones first, then made ones."""
     rng = np.random.default_rng(seed)

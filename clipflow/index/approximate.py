@@ -126,6 +126,7 @@ class Approximate:
         self.recall = 0.0  # as measured when both were tuned
         self.tuned_at = 0  # vectors that there were then
         self.aimed = 0.0  # the recall that was asked for then
+        self.real = 0  # queries among those it was tuned with that somebody had asked
         ivf = faiss.try_extract_index_ivf(index)
         self.lists = int(ivf.nlist) if ivf is not None else 0
         self._graph = 'HNSW' in factory and ivf is None

@@ -39,6 +39,8 @@ DEAD_SHARE = 0.2
 DEAD_LEAST = 1000
 """An index is built anew when more of its slots are dead than both of these."""
 _JOURNAL_END = 1000
+_KEPT_QUERIES = 10 * QUERIES
+"""Many may be the same."""
 _LONGEST_PAUSE = 60.0
 
 
@@ -78,7 +80,7 @@ class Keeper:
         self.choice: Choice | None = None
         self.started = 'empty'
         self.snapshot_sequence = 0
-        self._asked: deque[NDArray[np.float32]] = deque(maxlen=QUERIES)
+        self._asked: deque[NDArray[np.float32]] = deque(maxlen=_KEPT_QUERIES)
         self._now = _Now()
         self._journal: list[NDArray[np.int64]] | None = None
         self.writing = threading.RLock()
@@ -128,7 +130,7 @@ class Keeper:
 
     def asked(self, queries: NDArray[np.float32]) -> None:
         """Remember late queries, with which the search effort is tuned."""
-        self._asked.extend(queries[-QUERIES:])
+        self._asked.extend(queries[-_KEPT_QUERIES:])
 
     def snapshot(self) -> dict[str, Any]:
         """Write one now; of an empty index there is none.
@@ -279,13 +281,17 @@ class Keeper:
                 index.merge(MERGE_AT)
 
     def _tune(self) -> None:
-        """Find the effort anew for another recall, or when the FAISS part has grown: a small one finds too few then."""
+        """Find the effort anew for another recall, and as soon as there are enough real queries to find it with.
+
+        And when the FAISS part has grown: that of a small one finds too little then.
+        """
         index, wanted = self.index, self._wanted.recall
         main = index.main if index is not None else None
         if index is None or main is None or not len(main):
             return
-        if main.aimed != wanted or len(main) >= GROWN * main.tuned_at:
-            queries = self._queries(index.dimension)
+        queries = self._queries(index.dimension)
+        real = main.real < QUERIES <= len(queries)
+        if real or main.aimed != wanted or len(main) >= GROWN * main.tuned_at:
             _aside(lambda: retune(self._store, index, queries, wanted, self._watch))
             with self.writing:
                 self._note(1)  # the next snapshot has it
@@ -304,8 +310,9 @@ class Keeper:
     # Small things.
 
     def _queries(self, dimension: int) -> NDArray[np.float32]:
-        late = [query for query in list(self._asked) if len(query) == dimension]
-        return np.stack(late) if late else np.empty((0, dimension), np.float32)
+        """Late ones, all different, [Q, D]."""
+        late = {query.tobytes(): query for query in list(self._asked) if len(query) == dimension}
+        return np.stack(list(late.values())[-QUERIES:]) if late else np.empty((0, dimension), np.float32)
 
     def _changed(self, keys: NDArray[np.int64]) -> None:
         if self._journal is not None:

@@ -33,6 +33,7 @@ from clipflow.store import layout
 from clipflow.store.sqlite import Store
 
 FORMAT = 1
+_TUNED = ('effort', 'rerank', 'recall', 'tuned_at', 'aimed', 'real')
 _CHUNK = 1 << 22
 
 
@@ -96,7 +97,7 @@ def write(folder: Path, moment: Moment) -> Path:
             'dimension': moment.index.dimension,
             'choice': asdict(moment.choice),
             'factory': main.factory if main is not None else '',
-            'tuned': [main.effort, main.rerank, main.recall, main.tuned_at, main.aimed] if main is not None else [],
+            'tuned': [getattr(main, name) for name in _TUNED] if main is not None else [],
             'sums': sums,
         }
         (temporary / 'meta.json').write_text(json.dumps({'meta': meta, 'sum': _sum_of(meta)}))
@@ -167,8 +168,9 @@ def _index(path: Path, meta: dict[str, Any], store: Store) -> LayeredIndex:
     if 'main.faiss' in sums:
         _check(path / 'main.faiss', sums, checksum(path / 'main.faiss'))
         main = Approximate(faiss.read_index(str(path / 'main.faiss')), meta['factory'])
-        # One of before the last two were noted is tuned again.
-        main.effort, main.rerank, main.recall, main.tuned_at, main.aimed = [*meta['tuned'], 0, 0][:5]
+        # Older ones note fewer: then it is tuned again.
+        for name, value in zip(_TUNED, meta['tuned'], strict=False):
+            setattr(main, name, value)
     keys = np.fromfile(path / 'keys.i64', dtype=np.int64)
     _check(path / 'keys.i64', sums, xxhash.xxh3_128_hexdigest(keys.data))
     index = LayeredIndex(dimension, store.vectors_of, main)

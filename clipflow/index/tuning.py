@@ -121,7 +121,7 @@ def tune(index: LayeredIndex, best: Best, asked: NDArray[np.float32], wanted: fl
     main = index.main
     assert main is not None
     recall = aim(wanted, asked)
-    main.aimed = wanted
+    main.aimed, main.real = wanted, len(asked)
     slots = index.table.slots(best.keys.ravel()).reshape(best.keys.shape)
     if main.exact and main.mapped and ((slots >= 0) & (slots < len(main))).all():
         # What is in a list that is searched is found: no search is needed to know how much that is.

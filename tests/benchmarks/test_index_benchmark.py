@@ -37,6 +37,7 @@ def home(tmp_path: Path) -> Path:
 
 def test_every_section_runs(home: Path) -> None:
     command = [sys.executable, 'benchmarks/index.py', '--size', '2000', '--large', '12000', '--rounds', '1']
+    command += ['--dimension', str(DIMENSION + 16)]
     env = os.environ | {'HOME': str(home)}
     done = subprocess.run(command, check=False, cwd=ROOT, env=env, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -251,6 +251,35 @@ def test_the_effort_is_tuned_again_when_the_index_has_grown(
     live.close()
 
 
+def test_the_effort_is_tuned_again_with_real_queries_once_there_are_enough(
+    vectors: NDArray[np.float32], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeper, '_LONGEST_PAUSE', 0.05)
+    monkeypatch.setattr(approximate, 'PAGE', 1)
+    live = opened(tmp_path, 'IVF32,Flat')
+    fill(live, vectors, 0, COUNT)
+    made = settled(live, 'IVF32,Flat').status()['effort']
+    easy = vectors[:QUERIES]  # each is a vector of the index itself
+
+    def real() -> int:
+        index = live.keeper.index
+        assert index is not None
+        assert index.main is not None
+        return index.main.real
+
+    for _ in range(3):
+        live.search(easy[1:], Query(10, texts=True))
+    assert real() == 0, 'many, but the same again'
+    live.search(easy[:1], Query(10, texts=True))
+    until(lambda: real() == QUERIES, 120, 'it is tuned with them')
+    assert live.status()['effort'] < made
+    live.snapshot()
+    live.close()
+    live = opened(tmp_path, 'IVF32,Flat')
+    assert real() == QUERIES, 'a snapshot has it'
+    live.close()
+
+
 def test_shards_share_the_clusters_that_were_learnt_once(vectors: NDArray[np.float32], tmp_path: Path) -> None:
     learnt = Approximate.create('IVF8,SQ8', DIMENSION)
     learnt.train(vectors)
