@@ -253,6 +253,7 @@ class Work:
                     self._take(doc)
                 if (start := time.monotonic()) - saved >= pause:
                     self.sheet.save()
+                    await asyncio.sleep(0)  # hears Ctrl-C, also if more replies are there already
                     saved = time.monotonic()
                     # A large file is written less often: at most a tenth of the time goes into writing.
                     pause = max(SAVE_SECONDS, SAVE_PAUSE * (saved - start))
