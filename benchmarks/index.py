@@ -67,7 +67,7 @@ from index_graphs import (
 from index_mixed import BATCH, blocked, mixed
 
 from clipflow.filters import Filter, compile_filter
-from clipflow.index.choice import Wanted
+from clipflow.index.choice import Wanted, memory_for_vectors
 from clipflow.index.layered import LayeredIndex
 from clipflow.index.live import LiveIndex, Query
 from clipflow.store.migrations import migrate
@@ -270,7 +270,7 @@ def restart(options: Options) -> None:
 def memory(options: Options) -> None:
     """A process that opens the workspace and is asked all captions."""
     here = collection(options.workspace, options.large, options.dimension)
-    wanted = Wanted(memory=BUDGET)
+    wanted = Wanted(memory=memory_for_vectors(BUDGET))
     place = prepared(here.folder, 'budget', wanted)[0]
     np.save(place / 'captions.npy', here.captions)
     found = []
@@ -290,7 +290,7 @@ def memory(options: Options) -> None:
 def child(place: Path) -> None:
     """What `memory` starts: prints kilobytes and keys."""
     before = _kilobytes('VmRSS')
-    live = opened(place, Wanted(memory=BUDGET))
+    live = opened(place, Wanted(memory=memory_for_vectors(BUDGET)))
     settle(live)
     after = _kilobytes('VmRSS')
     captions = np.load(place / 'captions.npy')

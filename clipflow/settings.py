@@ -216,7 +216,10 @@ class IndexerSettings(StoreSettings):
         description='Number format of the vectors in memory, for `auto`, `hnsw` and `ivf`; on disk always float32.',
     )
     index_memory: int = Field(
-        0, ge=0, description='Bytes that the vectors may take in memory; 0: half of the memory of the machine.'
+        0,
+        ge=0,
+        description='Bytes that the indexer may take in memory, 160 MB of them (half, if that is less) for all but the '
+        'vectors; 0: half of the memory of the machine for the vectors.',
     )
     index_trained: Path | None = Field(
         None,

@@ -21,9 +21,7 @@ def add_commands(commands: Any) -> None:
     command.add_argument('folder', type=Path)
     command.add_argument('--workspace', type=Path, metavar='DIR', help='is made (default: CLIPFLOW_WORKSPACE)')
     command.add_argument('--kind', help='of index (default: CLIPFLOW_INDEX_KIND)')
-    command.add_argument(
-        '--memory', type=int, metavar='BYTES', help='for the vectors of one indexer (default: CLIPFLOW_INDEX_MEMORY)'
-    )
+    command.add_argument('--memory', type=int, metavar='BYTES', help='for one indexer (default: CLIPFLOW_INDEX_MEMORY)')
     command.add_argument('--shards', type=int, help='how many indexers there will be (default: CLIPFLOW_SHARDS)')
     command.add_argument('--recall', type=float, help='of the ten best (default: CLIPFLOW_INDEX_RECALL)')
     command.add_argument(
@@ -54,7 +52,7 @@ def run(given: argparse.Namespace) -> int:
     wanted = Wanted(
         settings.index_kind,
         settings.index_vectors,
-        settings.index_memory or memory_for_vectors(),
+        memory_for_vectors(settings.index_memory),
         settings.index_recall,
     )
     source = Mapped(given.folder)

@@ -13,6 +13,8 @@ LEAST = 1_000
 """Below this no kind is better than flat, and clusters cannot be learnt."""
 TABLE_BYTES = 40
 """Of a vector beside its numbers: keys, the map from keys to slots, FAISS's own identifiers."""
+_BESIDE = 160 << 20
+"""Bytes of an indexer that are no vectors: its program, its libraries, the caches of SQLite."""
 _GROWTH = 4
 _BITS = {'float32': 32, 'float16': 16, 'int8': 8}
 _CODES = {'float32': 'Flat', 'float16': 'SQfp16', 'int8': 'SQ8'}
@@ -143,8 +145,13 @@ def _mb(size: int) -> str:
     return f'{size / 2**20:,.0f} MB'
 
 
-def memory_for_vectors() -> int:
-    """Half of the memory that this process may have, in bytes: of the machine, or of its control group."""
+def memory_for_vectors(budget: int = 0) -> int:
+    """Bytes that vectors may take in a process that may take `budget` bytes.
+
+    Without a budget, half of the memory that this process may have: of the machine, or of its control group.
+    """
+    if budget:
+        return budget - min(_BESIDE, budget // 2)
     limits = [os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')]
     for path in ('/sys/fs/cgroup/memory.max', '/sys/fs/cgroup/memory/memory.limit_in_bytes'):
         try:

@@ -31,7 +31,7 @@ class Nearest:
 
     def __init__(self, vectors: Rows, kind: str) -> None:
         settings = IndexerSettings.load()
-        memory = settings.index_memory or memory_for_vectors()
+        memory = memory_for_vectors(settings.index_memory)
         wanted = Wanted(kind, settings.index_vectors, memory, settings.index_recall)
         choice = choose(wanted, len(vectors), vectors.shape[1])
         nothing = np.empty((0, vectors.shape[1]), np.float32)

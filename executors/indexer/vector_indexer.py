@@ -28,7 +28,7 @@ class VectorIndexer(Indexing):
         settings = self.settings
         self.shard, self.shards = settings.shard, settings.shards
         directory = generations.cleared(settings.workspace) / str(settings.shard)
-        memory = settings.index_memory or memory_for_vectors()
+        memory = memory_for_vectors(settings.index_memory)
         kind, trained = settings.index_kind, settings.index_trained
         store = Store(directory, self.spec.fingerprint, self.spec.name, settings.indexed_tags, settings.shards)
         generations.check(directory.parent)

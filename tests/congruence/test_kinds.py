@@ -14,7 +14,7 @@ from clipflow.filters import compile_filter
 from clipflow.index import approximate, keeper, layered
 from clipflow.index.approximate import Approximate
 from clipflow.index.base import Effort
-from clipflow.index.choice import Wanted, choose
+from clipflow.index.choice import Wanted, choose, memory_for_vectors
 from clipflow.index.keeper import Snapshots, _rotten
 from clipflow.index.live import Hit, LiveIndex, Query
 from clipflow.index.reference import ReferenceIndex
@@ -278,6 +278,14 @@ def test_the_effort_is_tuned_again_with_real_queries_once_there_are_enough(
     live = opened(tmp_path, 'IVF32,Flat')
     assert real() == QUERIES, 'a snapshot has it'
     live.close()
+
+
+def test_of_a_budget_the_process_beside_the_vectors_takes_its_part() -> None:
+    assert memory_for_vectors(1 << 30) == 864 << 20
+    assert memory_for_vectors(100) == 50
+    # In float16 the vectors alone take 1,019 of these 1,024 MB.
+    choice = choose(Wanted(memory=memory_for_vectors(1 << 30)), 1_000_000, 512)
+    assert choice.factory == 'IVF2048,SQ8'
 
 
 def test_shards_share_the_clusters_that_were_learnt_once(vectors: NDArray[np.float32], tmp_path: Path) -> None:
