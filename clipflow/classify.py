@@ -13,6 +13,8 @@ from clipflow.errors import InvalidParameter
 def classify(docs: Sequence[Document], labels: Sequence[Document], scale: float) -> None:
     """Set `tags['label']` and `tags['probabilities']` (label to probability) on every Document that was encoded.
 
+    Where a label was longer than the model's context and was cut, their tags say so too.
+
     The probabilities are the softmax of the model's temperature x cosine over the labels, as in Radford et al. 2021,
     section 3.1; the vectors of a label's templates are averaged and normalised.
 
@@ -37,6 +39,8 @@ def classify(docs: Sequence[Document], labels: Sequence[Document], scale: float)
         shares = softmax(scale * (classes @ doc.embedding).astype(np.float64))
         doc.tags['label'] = names[int(shares.argmax())]
         doc.tags['probabilities'] = {name: float(share) for name, share in zip(names, shares, strict=True)}
+        if any(label.tags.get(wire.TRUNCATED) for label in labels):
+            doc.tags[wire.TRUNCATED] = True
         doc.pop('embedding')
 
 

@@ -9,7 +9,7 @@ from clipflow.errors import ClipflowError, InvalidDocument, ModelMismatch, NotRe
 from clipflow.pictures import Filled
 from clipflow.settings import PreprocessorSettings
 from clipflow.sources import Sources
-from clipflow.tags import drop_private_tags
+from clipflow.tags import drop_private_tags, unsendable
 from clipflow.weights import ModelSpec
 
 STAGE = 'preprocessor'
@@ -74,6 +74,8 @@ class Preparation:
     def _check_text(self, text: str) -> None:
         if len(text) > self._settings.max_characters:
             raise TooLarge(f'the text has {len(text):,} characters, more than {self._settings.max_characters:,}')
+        if reason := unsendable(text):
+            raise InvalidDocument(f'the text holds {reason}')
 
     def _decode(self, blob: bytes) -> tuple[Image.Image, Filled]:
         if len(blob) > self._settings.max_bytes:

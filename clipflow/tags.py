@@ -44,7 +44,7 @@ def unsendable(value: Any, depth: int = 0) -> str:
         value = [*value, *value.values()]
     if isinstance(value, list | tuple):
         return next((reason for item in value if (reason := unsendable(item, depth + 1))), '')
-    if isinstance(value, str) and _HALF.search(value):
+    if isinstance(value, str) and not value.isascii() and _HALF.search(value):
         return 'half a surrogate pair'
     if isinstance(value, int | float) and not abs(value) <= _LARGEST:
         return 'a number that is not finite, or too large'

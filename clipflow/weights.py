@@ -282,11 +282,14 @@ def _fingerprint(
     directory: Path, config: dict[str, Any], picture: PictureSpec, weights: list[Path], activation: str
 ) -> str:
     """SHA-256 over architecture, preprocessing, tokenizer and weights; not over path, precision or runtime."""
+    tokens, special = _tokenizer(directory)
     digest = hashlib.sha256()
     digest.update(activation.encode())
     digest.update(json.dumps(_essential(config), sort_keys=True).encode())
     digest.update(json.dumps(asdict(picture), sort_keys=True).encode())
-    for file in [directory / name for name in _TOKENIZER_FILES] + weights:
+    if special:
+        digest.update(json.dumps(special, sort_keys=True).encode())
+    for file in tokens + weights:
         if file.exists():
             digest.update(file.name.encode())
             try:
@@ -296,6 +299,27 @@ def _fingerprint(
             except OSError as error:
                 raise _unreadable(file, error) from None
     return digest.hexdigest()[:16]
+
+
+def _tokenizer(directory: Path) -> tuple[list[Path], dict[str, Any]]:
+    """The files that tokens come from, and those special tokens that a file of their own has otherwise.
+
+    Most old checkpoints repeat in that file what tokenizer_config.json says, which changes nothing.
+    """
+    # One for each of several versions of transformers.
+    files = [directory / name for name in _TOKENIZER_FILES] + sorted(directory.glob('tokenizer.*.json'))
+    config, special = (
+        read_json(path) if path.exists() else {}
+        for path in (directory / 'tokenizer_config.json', directory / 'special_tokens_map.json')
+    )
+    if 'added_tokens_decoder' in config:  # then transformers reads neither of the older files
+        return files, {}
+
+    def content(token: Any) -> Any:
+        return token.get('content') if isinstance(token, dict) else token
+
+    others = {name: token for name, token in special.items() if content(token) != content(config.get(name))}
+    return [*files, directory / 'added_tokens.json'], others
 
 
 def _untold_activation(config: dict[str, Any], known: str) -> str:

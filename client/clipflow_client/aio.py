@@ -17,7 +17,16 @@ from numpy.typing import NDArray
 
 from clipflow import errors, wire
 from clipflow.clicks import Feedback
-from clipflow.errors import ClipflowError, Internal, InvalidDocument, NotFound, Timeout, TooLarge, Unavailable
+from clipflow.errors import (
+    ClipflowError,
+    Internal,
+    InvalidDocument,
+    InvalidParameter,
+    NotFound,
+    Timeout,
+    TooLarge,
+    Unavailable,
+)
 from clipflow.tags import plain_tags
 from clipflow_client.items import Item, document
 from clipflow_client.results import Match, Matches, Outcome, matches_of, outcome_of
@@ -253,8 +262,11 @@ class AsyncClient:
         request = DataRequest()
         request.header.request_id = uuid.uuid4().hex
         request.header.exec_endpoint = endpoint
-        request.parameters = parameters
-        request.data.docs = docs
+        try:
+            request.parameters = parameters
+            request.data.docs = docs
+        except UnicodeEncodeError:
+            raise InvalidParameter('a text of the request holds half a surrogate pair, which cannot be sent') from None
         try:
             left = max(0.001, until - time.monotonic())
             reply = await self._call(request, timeout=left, metadata=self._metadata)
@@ -310,7 +322,7 @@ async def _batches(
         try:
             doc = document(item)
         except InvalidDocument as error:
-            refused.append(Document(id=str(item)[:100]))
+            refused.append(Document(id=item.id if isinstance(item, Document) else str(item)[:100]))
             wire.fail(refused[-1], error, 'client')
             continue
         weight = len(doc.blob or b'') + (doc.tensor.nbytes if isinstance(doc.tensor, np.ndarray) else 0)

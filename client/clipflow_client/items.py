@@ -9,6 +9,7 @@ from docarray import Document
 from numpy.typing import NDArray
 
 from clipflow.errors import InvalidDocument
+from clipflow.tags import unsendable
 
 Item: TypeAlias = str | os.PathLike[str] | bytes | NDArray[Any] | Document
 """A text, the path of a picture (a `Path`, never a string), encoded picture bytes, an array, or a ready Document.
@@ -21,8 +22,17 @@ def document(item: Item) -> Document:
     """The Document of one item; a file is read here, its path becomes the `uri`, and its id.
 
     Raises:
-        InvalidDocument: empty content, an unreadable file, or something else altogether.
+        InvalidDocument: empty content, an unreadable file, what no message can hold (such as half a surrogate pair), or
+            something else altogether.
     """
+    doc = _document(item)
+    for one in (doc, *doc.chunks):
+        if reason := unsendable([one.id, one.text, one.uri, one.tags]):
+            raise InvalidDocument(f'{doc.id[:40]!r}: its id, text, uri or tags hold {reason}')
+    return doc
+
+
+def _document(item: Item) -> Document:
     if isinstance(item, Document):
         return item
     if isinstance(item, str):
@@ -47,5 +57,6 @@ def _file(path: Path) -> Document:
         raise InvalidDocument(f'{path} cannot be read: {error.strerror}') from None
     if not content:
         raise InvalidDocument(f'{path} is empty')
-    absolute = path.absolute()
-    return Document(id=str(absolute), blob=content, uri=absolute.as_uri())
+    name, uri = str(path.absolute()), path.absolute().as_uri()
+    # A name may hold bytes that are no text, which the URI escapes.
+    return Document(id=uri if unsendable(name) else name, blob=content, uri=uri)

@@ -28,8 +28,8 @@ def add_commands(commands: Any) -> None:
         'doctor',
         help='check the installation',
         description='Look at packages and their versions, settings, model, encoder, documents, disk and ports, and say '
-        'all that is wrong, what to do, and what would be faster. Starts nothing and changes nothing; the exit code is '
-        '1 if there is a fault.',
+        'all that is wrong, what to do, and what would be faster. Starts nothing and changes nothing, but loads the '
+        'model, which takes as much memory as in a service; the exit code is 1 if there is a fault.',
     )
     command.set_defaults(run=run)
 
@@ -122,10 +122,21 @@ def _settings() -> Iterator[Finding]:
 
 
 def _model() -> Iterator[Finding]:
-    from clipflow.settings import RoomSettings
-    from clipflow.weights import load_spec
+    from clipflow.sessions.registry import ELSEWHERE
+    from clipflow.settings import EncoderSettings
+    from clipflow.weights import CLIP_SERVER, load_spec
 
-    spec = load_spec(RoomSettings.load().model)
+    settings = EncoderSettings.load()
+    spec = load_spec(settings.model)
+    if spec.family != CLIP_SERVER:  # which has no files here
+        from clipflow.tokens import Tokenizer
+
+        # As the encoder does it at its start, which refuses some models only then.
+        Tokenizer(spec)
+        if settings.runtime not in ELSEWHERE:
+            from clipflow.sessions.towers import load_towers
+
+            load_towers(spec)
     yield Finding('ok', 'model', f'{spec.name} ({spec.family}, fingerprint {spec.fingerprint})')
 
 
@@ -168,14 +179,16 @@ def _disk() -> Iterator[Finding]:
 def _writes_to_cache() -> bool:
     """Whether the encoder has something to write there at its next start."""
     from clipflow.sessions.export import are_there
-    from clipflow.sessions.registry import candidates, this_machine
+    from clipflow.sessions.registry import candidates, imported, this_machine
     from clipflow.settings import EncoderSettings
     from clipflow.weights import load_spec
 
     settings = EncoderSettings.load()
     first = candidates(settings, this_machine())[0]
+    if first.runtime == 'tensorrt':
+        return not imported('tensorrt').are_there(load_spec(settings.model), settings.cache, first.precision)
     if first.runtime not in ('onnx', 'openvino'):
-        return first.runtime == 'tensorrt'
+        return False
     precision = first.precision if first.runtime == 'onnx' else 'float32'
     return not are_there(load_spec(settings.model), settings.cache, precision)
 

@@ -156,6 +156,7 @@ def _documents(files: Iterable[Path]) -> Iterator['Document']:
             found = None
         doc.id = identifier(path)
         if found is not None:
-            folder = str(path.parent)
-            doc.tags = {'filename': path.name, 'folder': folder, 'size': found.st_size, 'modified': found.st_mtime}
+            # A name may hold bytes that are no text.
+            filename, folder = (os.fsencode(name).decode('utf-8', 'replace') for name in (path.name, path.parent))
+            doc.tags = {'filename': filename, 'folder': folder, 'size': found.st_size, 'modified': found.st_mtime}
         yield doc

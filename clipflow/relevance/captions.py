@@ -10,6 +10,7 @@ from pathlib import Path
 from clipflow.errors import InvalidParameter, NotFound
 from clipflow.relevance.album import Album, Fault, Picture
 from clipflow.relevance.tables import LABELS, Entry, check, entries, from_rows, holds_labels, is_album
+from clipflow.tags import unsendable
 
 _SPLITS = ('train', 'training', 'val', 'valid', 'validation', 'dev', 'test', 'testing')
 
@@ -166,12 +167,14 @@ def _sound(entry: Entry, known: list[str], faults: list[Fault]) -> list[str]:
     """The captions of an entry that say something new."""
     found = list[str]()
     for text in (text.strip() for text in entry.texts):
-        if text and text not in found and text not in known:
-            found.append(text)
+        if not text:
+            faults.append(Fault(entry.name, f'{entry.place}: an empty caption'))
+        elif text in found or text in known:
+            faults.append(Fault(entry.name, f'{entry.place}: the same caption twice'))
+        elif reason := unsendable(text):  # no tokenizer takes that
+            faults.append(Fault(entry.name, f'{entry.place}: a caption that holds {reason}'))
         else:
-            faults.append(
-                Fault(entry.name, f'{entry.place}: {"the same caption twice" if text else "an empty caption"}')
-            )
+            found.append(text)
     if not entry.texts:
         faults.append(Fault(entry.name, f'{entry.place}: has no caption'))
     return found

@@ -35,6 +35,8 @@ OPSET = 17
 FORMAT = 1
 """Of the exported files; a change of the graphs' inputs or outputs raises it, and older files are made again."""
 PRECISIONS = ('float32', 'float16', 'int8')
+INT8 = 'int8.json'
+"""How close 8 bits are to float32; it goes when one of both is made again."""
 _MOST_BYTES = (1 << 31) - 1
 """Of a graph with its weights inside: protobuf takes no more."""
 _LOOSE = ('onnx__*', '_model.*')
@@ -73,6 +75,8 @@ def exported(spec: ModelSpec, cache: Path, precision: str = 'float32') -> Path:
         for number in dict.fromkeys(('float32', precision)):
             if _is_whole(directory, number, report):
                 continue
+            if number != 'float16':
+                (directory / INT8).unlink(missing_ok=True)
             if number == 'float32':
                 report = export(spec, directory)
             elif number == 'int8':

@@ -8,6 +8,7 @@ model needs it, `mask`, INT64 [N, L]); both answer `vectors`, FP32 [N, D]. Besid
 import logging
 import math
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -64,6 +65,9 @@ class KServeSession:
     def __init__(self, spec: ModelSpec, options: Options) -> None:
         check_url(options.url)
         self._options, self._fingerprint = options, spec.fingerprint
+        self._expected = {'mean': _numbers(spec.picture.mean), 'std': _numbers(spec.picture.std)}
+        if spec.activation:  # else the server has it from the same files
+            self._expected['activation'] = spec.activation
         self._connect()
         self._image, self._text = f'{options.served}_image', f'{options.served}_text'
         self._wait_until_ready()
@@ -135,6 +139,13 @@ class KServeSession:
                 f'the server at {self._options.url} serves another model as {name!r} ({told}) than CLIPFLOW_MODEL '
                 f'({self._fingerprint}); export it again, or set CLIPFLOW_MODEL'
             )
+        for what, wanted in self._expected.items():
+            told = config.parameters[what].string_value
+            if told and not _agree(told, wanted):
+                raise ModelMismatch(
+                    f'the server at {self._options.url} runs {name!r} with another {what} ({told}) than the model of '
+                    f'CLIPFLOW_MODEL has; start it with --{what} {wanted}'
+                )
         precision = config.parameters['precision'].string_value or 'not told'
         before = self._precisions.setdefault(name, precision)
         if precision != before:
@@ -213,3 +224,19 @@ class KServeSession:
         if error.status() == 'StatusCode.UNIMPLEMENTED':
             return Internal(f"the server at {self._options.url} lacks a call ({reason}); it needs Triton's ModelConfig")
         return Internal(f'the server at {self._options.url} refuses a call: {reason}')
+
+
+def _numbers(values: Sequence[float]) -> str:
+    """As the IPU worker tells and takes them."""
+    return ' '.join(str(float(value)) for value in values)
+
+
+def _agree(told: str, wanted: str) -> bool:
+    """Whether both are the same word, or numbers that differ by no more than those of two files of one model."""
+    if told == wanted:
+        return True
+    try:
+        found, expected = (np.array(text.split(), dtype=np.float64) for text in (told, wanted))
+        return found.shape == expected.shape and bool(np.allclose(found, expected, atol=1e-5))
+    except ValueError:
+        return False

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from clipflow.errors import InvalidParameter
 from clipflow.sessions.base import IMAGE, TEXT, TOWERS, Options, OutOfMemory, Tower, Towers, grey
-from clipflow.sessions.export import PRECISIONS, exported, file_name, locked, put
+from clipflow.sessions.export import INT8, PRECISIONS, exported, file_name, locked, put
 from clipflow.sessions.parity import closeness, probes
 from clipflow.weights import ModelSpec
 
@@ -81,7 +81,7 @@ class OnnxSession:
 
     def _too_far(self, spec: ModelSpec) -> list[Tower]:
         """The towers that 8 bits take too far from float32."""
-        report = self._directory / 'int8.json'
+        report = self._directory / INT8
         worst = _worst(report)
         if worst is None:
             pixels, ids, mask = probes(spec)

@@ -28,7 +28,7 @@ _RUNTIMES = {
 }
 _EXTRAS = {'kserve': 'triton'}
 _PACKAGES = {'onnx': ('onnx', 'onnxruntime'), 'openvino': ('onnx', 'openvino'), 'tensorrt': ('onnx', 'tensorrt')}
-_ELSEWHERE = ('fake', 'kserve')
+ELSEWHERE = ('fake', 'kserve')
 """Runtimes that do not compute in this process; what this machine has does not matter to them."""
 _DRIVERS = ('/dev/nvidiactl', '/dev/dxg')
 """What NVIDIA's driver leaves in Linux, and in Linux on Windows."""
@@ -132,7 +132,7 @@ def _broken(name: str, error: Exception) -> str:
 
 def candidates(settings: EncoderSettings, machine: Machine) -> list[Choice]:
     """Ways to run a model, best first. int8 is never chosen by itself: its vectors are not those of float32."""
-    if settings.runtime in _ELSEWHERE:
+    if settings.runtime in ELSEWHERE:
         return [Choice(settings.runtime, 'cpu', 'float32', 'asked for')]
     device = _device(settings, machine)
     precisions = [settings.precision]
@@ -263,7 +263,7 @@ def open_session(
     """
     if machine is None:
         nothing = Machine(False, False, frozenset())
-        machine = nothing if settings.runtime in _ELSEWHERE else this_machine()
+        machine = nothing if settings.runtime in ELSEWHERE else this_machine()
     warnings: list[str] = []
     choices = candidates(settings, machine)
     for choice in choices:
@@ -325,7 +325,7 @@ def load(runtime: str, spec: ModelSpec, options: Options) -> Session:
 def without_effect(settings: EncoderSettings, choice: Choice) -> tuple[str, ...]:
     """Name what was set and is of no use to what was chosen."""
     idle = []
-    if choice.runtime in _ELSEWHERE:
+    if choice.runtime in ELSEWHERE:
         idle += [name for name in ('precision', 'device') if getattr(settings, name) != 'auto']
     if settings.compile and choice.runtime != 'torch':
         idle.append('compile')

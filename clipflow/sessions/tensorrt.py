@@ -8,6 +8,7 @@ Networks are strongly typed: the engine computes in what the ONNX file computes 
 
 import hashlib
 import logging
+import os
 import time
 from collections import deque
 from pathlib import Path
@@ -19,7 +20,8 @@ import torch
 from numpy.typing import NDArray
 
 from clipflow.errors import Internal, InvalidParameter, Unavailable
-from clipflow.sessions.base import IMAGE, TEXT, Options, OutOfMemory, Tower, Towers, grey
+from clipflow.sessions import export
+from clipflow.sessions.base import IMAGE, TEXT, TOWERS, Options, OutOfMemory, Tower, Towers, grey
 from clipflow.sessions.export import exported, file_name, files_of, locked, put
 from clipflow.weights import ModelSpec
 
@@ -74,29 +76,41 @@ class TensorRtSession:
         self.dimension = int(self.encode_images(grey(spec)).shape[1])
 
     def _tower(self, tower: Tower) -> '_Engine':
-        source = self._directory / file_name(tower, self._options.precision)
-        folder = self._directory / 'tensorrt'
-        plan = folder / f'{tower}-{self._options.precision}-{_key(source, self._spec.context)}.plan'
+        plan = _plan(self._directory, tower, self._options.precision, self._spec)
+        engine, _ = self._read(plan)  # a plan is there as a whole or not at all: that needs no lock
+        return _Engine(self._built(plan, tower) if engine is None else engine, tower)
+
+    def _built(self, plan: Path, tower: Tower) -> Any:
+        folder = plan.parent
+        if not all(os.access(place, os.W_OK) for place in (self._directory, folder) if place.exists()):
+            raise Unavailable(
+                f'{folder} has no engine of the {tower} tower for this GPU and this TensorRT, and cannot be written; '
+                'call `clipflow export tensorrt` with such a GPU where it can, or set CLIPFLOW_CACHE'
+            )
         with locked(folder):
             folder.mkdir(exist_ok=True)
-            engine = self._read(plan) if plan.exists() else None
+            engine, fault = self._read(plan)  # another process may have built it meanwhile
             if engine is None:
-                put(plan, _build(source, tower, self._spec))
-                engine = self._read(plan)
-        if engine is None:
-            raise Internal(f'TensorRT cannot read the engine that it has just built ({plan}); the log says why')
-        return _Engine(engine, tower)
-
-    def _read(self, plan: Path) -> Any:
-        """The engine of a plan; None if there is none in it: then the file is gone, too."""
-        engine = self._runtime.deserialize_cuda_engine(plan.read_bytes())
-        if engine is None:
-            reason = _LOGGER.said()
-            if 'memory' in reason.lower():  # the plan is sound, and to build it would need more
-                raise Unavailable(f'the GPU has no memory for the engine {plan.name}: {reason}')
-            _log.warning('%s cannot be used and is built again: %s', plan, reason)
-            plan.unlink()
+                if fault:
+                    _log.warning('%s cannot be used and is built again: %s', plan, fault)
+                put(plan, _build(self._directory / file_name(tower, self._options.precision), tower, self._spec))
+                engine, _ = self._read(plan)
+            if engine is None:
+                plan.unlink()
+                raise Internal(f'TensorRT cannot read the engine that it has just built ({plan}); the log says why')
         return engine
+
+    def _read(self, plan: Path) -> tuple[Any, str]:
+        """The engine of a plan, None if there is none in it, and then what is wrong with the file, if it is there."""
+        if not plan.exists():
+            return None, ''
+        engine = self._runtime.deserialize_cuda_engine(plan.read_bytes())
+        if engine is not None:
+            return engine, ''
+        reason = _LOGGER.said()
+        if 'memory' in reason.lower():  # the plan is sound, and to build it would need more
+            raise Unavailable(f'the GPU has no memory for the engine {plan.name}: {reason}')
+        return None, reason
 
     @property
     def description(self) -> dict[str, str]:
@@ -171,6 +185,19 @@ class _Engine:
             stream.synchronize()
             vectors: NDArray[np.float32] = tensors['vectors'].cpu().numpy()
             return vectors
+
+
+def are_there(spec: ModelSpec, cache: Path, precision: str) -> bool:
+    """Whether a session has nothing to write."""
+    if not export.are_there(spec, cache, precision):
+        return False
+    directory = exported(spec, cache, precision)
+    return all(_plan(directory, tower, precision, spec).exists() for tower in TOWERS)
+
+
+def _plan(directory: Path, tower: Tower, precision: str, spec: ModelSpec) -> Path:
+    key = _key(directory / file_name(tower, precision), spec.context)
+    return directory / 'tensorrt' / f'{tower}-{precision}-{key}.plan'
 
 
 def _key(source: Path, context: int) -> str:

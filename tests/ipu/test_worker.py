@@ -74,6 +74,9 @@ def test_it_says_what_it_serves(worker: Worker) -> None:
     assert config.max_batch_size == 40
     assert config.parameters['fingerprint'].string_value == '0123abcd'
     assert config.parameters['precision'].string_value == 'float16'
+    assert config.parameters['activation'].string_value == 'quick_gelu'
+    means = [float(number) for number in config.parameters['mean'].string_value.split()]
+    assert means == [0.48145466, 0.4578275, 0.40821073]  # of transformers' processor for CLIP
 
 
 @pytest.mark.parametrize(('name', 'version'), [('clip', ''), ('clip_image', '2')])

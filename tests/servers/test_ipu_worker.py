@@ -1,7 +1,9 @@
 """The session `kserve` against the IPU worker, a real process with the double in the place of PopTorch."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,6 +41,31 @@ def test_a_worker_with_another_model_is_refused(spec: ModelSpec, tmp_path: Path)
         url = worker.said('listening on ').rpartition(' ')[2]
         with pytest.raises(ModelMismatch, match='another'):
             load('kserve', spec, Options('cpu', 'float32', 1, False, Path('nowhere'), url, 'clip'))
+
+
+@pytest.mark.parametrize(
+    ('better', 'flags'),
+    [
+        ({'mean': (0.5, 0.25, 0.125)}, ('--mean', '0.5', '0.25', '0.125')),
+        ({'std': (0.5, 0.25, 0.125)}, ('--std', '0.5', '0.25', '0.125')),
+        ({'activation': 'gelu'}, ('--activation', 'gelu')),
+    ],
+)
+def test_a_worker_that_lacks_a_flag_which_the_model_needs_is_refused(
+    spec: ModelSpec, tmp_path: Path, better: dict[str, Any], flags: tuple[str, ...]
+) -> None:
+    # As of a model that is known by its name, whose files say otherwise.
+    pixels = {name: value for name, value in better.items() if name != 'activation'}
+    known = replace(spec, picture=replace(spec.picture, **pixels), activation=better.get('activation', ''))
+    for given in ((), flags):
+        with Worker(spec.directory, tmp_path, *FLAGS, f'--fingerprint={spec.fingerprint}', *given) as worker:
+            url = worker.said('listening on ').rpartition(' ')[2]
+            options = Options('cpu', 'float32', 1, False, Path('nowhere'), url, 'clip')
+            if given:
+                load('kserve', known, options).close()
+            else:
+                with pytest.raises(ModelMismatch, match=' '.join(flags)):
+                    load('kserve', known, options)
 
 
 def test_what_takes_longer_than_allowed_is_a_timeout(spec: ModelSpec, tmp_path: Path) -> None:

@@ -1,10 +1,12 @@
 """The session on the double: its vectors, its sizes, its plans, and what it says when something is wrong."""
 
 import json
+import os
 import re
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -219,6 +221,62 @@ def test_a_plan_stays_when_only_memory_is_missing(bench: Bench) -> None:
     assert bench.plans() == kept
     bench.open()
     assert len(bench.device.built) == 2
+
+
+@pytest.fixture
+def closed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Makes the cache one that cannot be written, by whom it may be."""
+
+    def close() -> None:
+        allowed = os.access
+        monkeypatch.setattr(
+            os, 'access', lambda path, mode: bench.cache not in [path, *Path(path).parents] and allowed(path, mode)
+        )
+        lock = next(bench.cache.glob('exports/*')) / 'tensorrt.lock'
+        lock.unlink(missing_ok=True)
+        lock.mkdir()
+
+    return close
+
+
+def test_plans_that_are_whole_are_used_where_nothing_can_be_written(bench: Bench, closed: Callable[[], None]) -> None:
+    assert not bench.runtime.are_there(bench.spec_of('clip'), bench.cache, 'float16')
+    bench.open()
+    assert bench.runtime.are_there(bench.spec_of('clip'), bench.cache, 'float16')
+    closed()
+    files = {path: path.stat().st_mtime_ns for path in bench.cache.rglob('*')}
+    assert bench.open().dimension == checkpoints.DIMENSION
+    assert {path: path.stat().st_mtime_ns for path in bench.cache.rglob('*')} == files
+    assert len(bench.device.built) == 2
+
+
+@pytest.mark.parametrize('damaged', [False, True])
+def test_a_plan_that_is_missing_where_nothing_can_be_written_is_told_with_what_to_do(
+    bench: Bench, closed: Callable[[], None], damaged: bool
+) -> None:
+    if damaged:
+        bench.open()
+        bench.plans()['text'].write_bytes(b'')
+    closed()
+    with pytest.raises(Unavailable, match=r'no engine of the text tower .*`clipflow export tensorrt`.*CLIPFLOW_CACHE'):
+        bench.open()
+    assert damaged == ('text' in bench.plans())
+
+
+def test_doctor_takes_a_cache_that_cannot_be_written_for_a_fault_only_without_plans(
+    bench: Bench, closed: Callable[[], None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(registry, 'this_machine', lambda: Machine(True, True, frozenset({'tensorrt'})))
+    monkeypatch.setenv('CLIPFLOW_MODEL', str(bench.spec_of('clip').directory))
+    monkeypatch.setenv('CLIPFLOW_CACHE', str(bench.cache))
+    monkeypatch.setenv('CLIPFLOW_WORKSPACE', str(bench.cache.parent / 'workspace'))
+    bench.open()
+    closed()
+    main(['doctor'])
+    assert f'ok     cache: {bench.cache} cannot be written, and need not be' in capsys.readouterr().out
+    bench.plans()['image'].unlink()
+    assert main(['doctor']) == 1
+    assert f'fault  cache: {bench.cache} cannot be written' in capsys.readouterr().out
 
 
 def test_of_several_at_once_one_builds(bench: Bench) -> None:

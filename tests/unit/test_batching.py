@@ -284,6 +284,14 @@ def test_a_classification_is_the_softmax_of_temperature_times_cosine(embedder: E
     assert docs[2].tags['label'] == 'ship'
 
 
+def test_a_classification_says_that_a_label_was_cut(embedder: Embedder) -> None:
+    for labels, cut in ((['cat', 'dog ' * 200], True), (['cat', 'dog'], None)):
+        docs, classes = [Document(text='a cat'), Document(id='empty')], [Document(text=label) for label in labels]
+        embedder.embed([*docs, *classes])
+        classify(docs, classes, 1.0)
+        assert [doc.tags.get(wire.TRUNCATED) for doc in docs] == [cut, None]
+
+
 def test_a_classification_leaves_out_what_failed(embedder: Embedder) -> None:
     docs = [Document(id='bad', blob=b'x'), Document(text='cat'), Document(id='empty')]
     classified(embedder, docs, ['cat', 'dog'], ['{}'])

@@ -1,7 +1,10 @@
 """What our client sends again, against a server whose answers the test chooses."""
 
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from urllib.parse import unquote_to_bytes
 
 import grpc
 import pytest
@@ -10,8 +13,10 @@ from jina.proto.jina_pb2 import StatusProto
 from jina.types.request.data import DataRequest
 
 from clipflow import wire
-from clipflow.errors import InvalidDocument, NotFound, Unavailable
+from clipflow.cli.main import main
+from clipflow.errors import InvalidDocument, InvalidParameter, NotFound, Unavailable
 from clipflow_client import Client
+from service import png
 
 Answer = Callable[[DocumentArray], DocumentArray]
 
@@ -78,6 +83,78 @@ def test_only_documents_whose_error_may_pass_are_sent_again(server: Server) -> N
         ('a', type(None)),
         ('b', type(None)),
         ('c', InvalidDocument),
+    ]
+
+
+def test_what_no_message_can_hold_is_refused_alone_and_the_rest_is_sent(server: Server) -> None:
+    server.answers = [failing()]
+    bad = [
+        Document(id='text', text='half \ud800'),
+        Document(id='tag', text='x', tags={'a': ['\udcff']}),
+        Document(id='part', chunks=[Document(text='\udfff')]),
+        Document(id='\ud800', text='x'),
+    ]
+    with Client(server.address) as client:
+        outcomes = client.index([Document(id='a', text='a'), *bad, 'half \ud800', Document(id='b', text='b')])
+    assert server.asked == [['a', 'b']]
+    failed = {one.id: one.error for one in outcomes if one.error is not None}
+    assert list(failed) == ['text', 'tag', 'part', '\ud800', 'half \ud800']
+    for error in failed.values():
+        assert isinstance(error, InvalidDocument)
+        assert 'half a surrogate pair' in error.message
+
+
+def test_a_request_that_no_message_can_hold_is_an_error_of_ours(server: Server) -> None:
+    docs = DocumentArray([Document(text='x', matches=[Document(text='\ud800')])])
+    with Client(server.address) as client:
+        for ask in (
+            lambda: client.search('half \ud800'),
+            lambda: client.encode(['whole', 'half \ud800']),
+            lambda: client.search('a', filter={'tag': '\ud800'}),
+            lambda: client.update({'a': {'tag': '\ud800'}}),
+            lambda: client.get(['\ud800']),
+            lambda: client.post('/rank', docs),
+        ):
+            with pytest.raises((InvalidDocument, InvalidParameter), match='half a surrogate pair'):
+                ask()
+    assert server.asked == []
+
+
+def test_the_command_line_takes_bytes_that_are_no_text_for_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(['search', os.fsdecode(b'half \xff'), '--host', '127.0.0.1:1']) == 1
+    said = capsys.readouterr().err
+    assert said.startswith('clipflow: invalid-document: ')
+    assert 'half a surrogate pair' in said
+
+
+def test_a_file_whose_name_is_no_text_has_its_uri_for_an_id(server: Server, tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b'\xe9.png')
+    path.write_bytes(png('red'))
+    server.answers = [failing()]
+    with Client(server.address) as client:
+        assert [(one.id, one.error) for one in client.index([path])] == [(f'file://{tmp_path}/%E9.png', None)]
+
+
+def test_files_whose_names_are_no_text_are_stored_under_names_that_are(server: Server, tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b'f\xff')
+    folder.mkdir()
+    (folder / os.fsdecode(b'\xe9.png')).write_bytes(png('red'))
+    (folder / 'b.png').write_bytes(png('red'))
+    stored: list[Document] = []
+
+    def store(docs: DocumentArray) -> DocumentArray:
+        stored.extend(docs)
+        return docs
+
+    server.answers = [store]
+    assert main(['index', str(folder), '--force', '--quiet', '--host', server.address]) == 0
+    assert [(doc.tags['filename'], Path(doc.tags['folder']).name) for doc in stored] == [
+        ('b.png', 'f\ufffd'),
+        ('\ufffd.png', 'f\ufffd'),
+    ]
+    assert [Path(unquote_to_bytes(doc.uri)[7:].decode('utf-8', 'surrogateescape')).exists() for doc in stored] == [
+        True,
+        True,
     ]
 
 

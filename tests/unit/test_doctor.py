@@ -1,16 +1,24 @@
 """`clipflow doctor`: all that is wrong is said at once, and nothing is changed."""
 
+import json
 import os
+import shutil
 import socket
 import sqlite3
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
+from clipflow.bulk.encoding import LocalEncoder
 from clipflow.cli.main import main
+from clipflow.errors import InvalidParameter
+from clipflow.settings import EncoderSettings
 from clipflow.store import generations, layout
 from clipflow.store.sqlite import Store
+from clipflow.weights import load_spec
 from service import free_port
 from unit.backup.places import fill
 
@@ -68,6 +76,61 @@ def test_all_faults_are_said_at_once_each_with_what_to_do(
         'note   settings: the environment variable CLIPFLOW_GRPC_PROT is not known to clipflow; did you mean',
     ):
         assert said in out
+
+
+@pytest.fixture
+def model(checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A copy of the tiny CLIP, to be spoilt, as the model of the settings."""
+    monkeypatch.setenv('CLIPFLOW_MODEL', str(tmp_path / 'model'))
+    return Path(shutil.copytree(checkpoint('clip'), tmp_path / 'model'))
+
+
+def _without_a_weight(model: Path) -> None:
+    weights = load_file(model / 'model.safetensors')
+    del weights['visual_projection.weight']
+    save_file(weights, model / 'model.safetensors', metadata={'format': 'pt'})
+
+
+def _with_an_end_that_no_text_has(model: Path) -> None:
+    config = json.loads((model / 'config.json').read_text())
+    config['text_config']['eos_token_id'] = 7
+    (model / 'config.json').write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    ('spoil', 'said'),
+    [(_without_a_weight, 'lack visual_projection.weight'), (_with_an_end_that_no_text_has, 'eos_token_id makes')],
+)
+def test_a_model_that_the_encoder_refuses_is_a_fault_with_the_same_sentence(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    model: Path,
+    spoil: Callable[[Path], None],
+    said: str,
+) -> None:
+    spoil(model)
+    monkeypatch.setenv('CLIPFLOW_RUNTIME', 'torch')
+    with pytest.raises(InvalidParameter, match=said) as refused:
+        LocalEncoder(load_spec(str(model)), EncoderSettings.load())
+    assert main(['doctor']) == 1
+    assert f'fault  model: {refused.value}\n' in capsys.readouterr().out
+
+
+def test_weights_that_a_server_has_need_not_be_whole_here(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, model: Path
+) -> None:
+    _without_a_weight(model)
+    monkeypatch.setenv('CLIPFLOW_RUNTIME', 'fake')
+    assert main(['doctor']) == 0
+    assert 'ok     model: model (clip, ' in capsys.readouterr().out
+
+
+def test_a_model_of_clip_as_service_has_no_files_to_look_at(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv('CLIPFLOW_MODEL', 'clip-server::ViT-B-32::openai')
+    assert main(['doctor']) == 0
+    assert 'ok     model: ViT-B-32::openai (clip-server, ' in capsys.readouterr().out
 
 
 def test_a_setting_that_is_not_valid_is_one_fault(

@@ -95,6 +95,7 @@ def test_content_is_encoded_anew_where_an_embedding_is_not_trusted(prepare: Prep
     [
         ({}, 'invalid-document'),
         ({'text': 'x' * 101}, 'too-large'),
+        ({'text': 'half \ud800'}, 'invalid-document'),
         ({'blob': b'x'}, 'unsupported-media'),
         ({'blob': blob()[:500]}, 'undecodable'),
         ({'blob': b'x' * 50_001}, 'too-large'),

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -128,6 +129,38 @@ def test_the_fingerprint_notices_a_change(clip: Path, change: str) -> None:
     before = load_spec(str(clip)).fingerprint
     CHANGES[change](clip)
     assert load_spec(str(clip)).fingerprint != before
+
+
+END = {'content': '<|endoftext|>', 'lstrip': False, 'normalized': True, 'rstrip': False, 'single_word': False}
+SAME = {'eos_token': END, 'bos_token': '<|startoftext|>', 'pad_token': '<|endoftext|>'}
+NOT_READ: dict[str, Any] = {'added_tokens_decoder': {}}
+VERSIONS = {'fast_tokenizer_files': ['tokenizer.json', 'tokenizer.4.0.0.json']}
+
+
+@pytest.mark.parametrize(
+    ('config', 'file', 'content'),
+    [
+        ({}, 'added_tokens.json', {'qq': 5}),
+        (NOT_READ, 'added_tokens.json', {'qq': 5}),
+        ({}, 'special_tokens_map.json', {'additional_special_tokens': ['qq']}),
+        ({}, 'special_tokens_map.json', {'eos_token': 'a'}),
+        (NOT_READ, 'special_tokens_map.json', {'eos_token': 'a'}),
+        ({}, 'special_tokens_map.json', SAME),
+        (VERSIONS, 'tokenizer.4.0.0.json', None),
+    ],
+)
+def test_the_fingerprint_notices_another_file_if_it_changes_token_ids(
+    clip: Path, config: dict[str, Any], file: str, content: Any
+) -> None:
+    edit(clip / 'tokenizer_config.json', **config)
+    text, before = 'a cat qq dog', load_spec(str(clip)).fingerprint
+    ids = transformers.AutoTokenizer.from_pretrained(clip)(text)['input_ids']
+    if content is None:
+        content = json.loads((clip / 'tokenizer.json').read_text())
+        content['model']['merges'] = []
+    (clip / file).write_text(json.dumps(content))
+    same = transformers.AutoTokenizer.from_pretrained(clip)(text)['input_ids'] == ids
+    assert (load_spec(str(clip)).fingerprint == before) == same
 
 
 def test_templates_stand_beside_the_weights_and_the_fingerprint_does_not_notice_them(clip: Path) -> None:

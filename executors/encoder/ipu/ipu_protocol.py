@@ -42,7 +42,7 @@ class Model:
             outputs=[tensor(name='vectors', datatype='FP32', shape=[-1, self.dimension])],
         )
 
-    def config(self, largest: int, fingerprint: str) -> Any:
+    def config(self, largest: int, parameters: dict[str, str]) -> Any:
         """For ModelConfig; dims are without N, of which there may be `largest`."""
         made = cfg.ModelConfig(
             name=self.name,
@@ -54,8 +54,8 @@ class Model:
             ],
             output=[cfg.ModelOutput(name='vectors', data_type=cfg.TYPE_FP32, dims=[self.dimension])],
         )
-        made.parameters['fingerprint'].string_value = fingerprint
-        made.parameters['precision'].string_value = 'float16'
+        for name, value in parameters.items():
+            made.parameters[name].string_value = value
         return pb.ModelConfigResponse(config=made)
 
     def arrays(self, request: Any, largest: int) -> dict[str, np.ndarray]:

@@ -117,6 +117,7 @@ class Pixels(nn.Module):
 
     def __init__(self, mean: list[float], std: list[float]) -> None:
         super().__init__()
+        self.colours = {'mean': mean, 'std': std}
         wide_mean, wide_std = torch.tensor(mean, dtype=torch.float64), torch.tensor(std, dtype=torch.float64)
         self.register_buffer('factor', (1 / (255 * wide_std)).float(), persistent=False)
         self.register_buffer('shift', (-wide_mean / wide_std).float(), persistent=False)
@@ -208,8 +209,10 @@ class Sizes:
 class Towers:
     """Both towers in half precision, and what a request must hold."""
 
-    def __init__(self, image: ImageTower, text: TextTower, side: int, end: int) -> None:
+    def __init__(self, image: ImageTower, text: TextTower, side: int, end: int, settings: dict[str, str]) -> None:
         self.image, self.text = image, text
+        self.settings = settings
+        """Mean, standard deviation and activation that are in use, as their flags take them."""
         self.side = side
         self.context = int(text.positions.shape[0])
         self.vocabulary = int(text.tokens.shape[0])
@@ -246,8 +249,9 @@ def load_towers(
         if not isinstance(value, int):
             raise BadModel(f'{name} in {directory / "config.json"} is {value!r}, not a whole number')
     try:
+        used = {name: activation or str(parts[name]['hidden_act']) for name in parts}
         sizes = {
-            name: Sizes(parts[name], _tower(weights, prefix, projection), activation or parts[name]['hidden_act'])
+            name: Sizes(parts[name], _tower(weights, prefix, projection), used[name])
             for name, prefix, projection in (
                 ('vision_config', 'vision_model.', 'visual_projection.weight'),
                 ('text_config', 'text_model.', 'text_projection.weight'),
@@ -264,7 +268,9 @@ def load_towers(
         reason = str(error).strip().splitlines()[-1].strip()
         raise BadModel(f'the weights in {directory} do not fit its config.json ({reason}); fetch both again') from None
     side = image.patch * round((image.positions.shape[0] - 1) ** 0.5)
-    return Towers(_half(image), _half(text), side, end)
+    settings = {name: ' '.join(str(float(x)) for x in three) for name, three in image.pixels.colours.items()}
+    settings['activation'] = ' and '.join(sorted(set(used.values())))
+    return Towers(_half(image), _half(text), side, end, settings)
 
 
 def _half(tower: Any) -> Any:

@@ -34,7 +34,7 @@ class Service:
         self._towers = towers
         self._models = models(towers.side, towers.dimension)
         self._largest = largest
-        self._fingerprint = fingerprint
+        self._parameters = {'fingerprint': fingerprint, 'precision': 'float16', **towers.settings}
 
     def handlers(self) -> Any:
         """For `grpc.Server.add_generic_rpc_handlers`."""
@@ -68,7 +68,7 @@ class Service:
         return pb.ModelReadyResponse(ready=self._runner.ready)
 
     def _model_config(self, request: Any) -> Any:
-        return self._model(request.name, request.version).config(self._largest, self._fingerprint)
+        return self._model(request.name, request.version).config(self._largest, self._parameters)
 
     def _infer(self, request: Any, context: Any) -> Any:
         try:

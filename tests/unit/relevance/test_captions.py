@@ -58,7 +58,7 @@ def test_every_fault_is_listed_and_the_rest_is_read(folder: Path) -> None:
     table = write(
         folder / 't.jsonl',
         [
-            {'file': 'a.jpg', 'captions': ['one', '  ', 'one']},
+            {'file': 'a.jpg', 'captions': ['one', '  ', 'one', 'half \ud800']},
             '{"file": "b.jpg", \n',
             {'captions': ['of what?']},
             {'file': 'nowhere.jpg', 'captions': ['missing']},
@@ -74,6 +74,7 @@ def test_every_fault_is_listed_and_the_rest_is_read(folder: Path) -> None:
     for expected in (
         'a.jpg: line 1: an empty caption',
         'a.jpg: line 1: the same caption twice',
+        'a.jpg: line 1: a caption that holds half a surrogate pair',
         'line 3: does not name its picture in `file` or `image`',
         'nowhere.jpg: is not in images',
         'a.jpg: line 5: is there twice; the first counts',
@@ -83,7 +84,7 @@ def test_every_fault_is_listed_and_the_rest_is_read(folder: Path) -> None:
     ):
         assert expected in reasons
     assert any(reason.startswith('line 2: is not JSON: ') for reason in reasons)
-    assert len(reasons) == 9
+    assert len(reasons) == 10
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,21 @@ def test_a_damaged_comparison_of_8_bits_is_made_again(spec: ModelSpec, tmp_path:
     assert path.read_text() == found
 
 
+@pytest.mark.parametrize('name', ['image.onnx', 'text-int8.onnx'])
+def test_what_was_measured_of_8_bits_is_measured_again_for_files_that_are_made_again(
+    spec: ModelSpec, tmp_path: Path, name: str
+) -> None:
+    pytest.importorskip('onnxruntime', reason="the extra 'onnx' is not installed")
+    options = Options('cpu', 'int8', 1, False, tmp_path)
+    fresh = load('onnx', spec, options).description
+    directory = exported(spec, tmp_path, 'int8')
+    stale = {'image': {'worst': 0.1, 'mean': 0.1}, 'text': {'worst': 0.1, 'mean': 0.1}}
+    (directory / 'int8.json').write_text(json.dumps(stale))
+    assert load('onnx', spec, options).description['float32_towers'] == 'image, text'
+    empty(directory / name)
+    assert load('onnx', spec, options).description == fresh
+
+
 def test_what_a_killed_process_has_left_is_removed(spec: ModelSpec, tmp_path: Path) -> None:
     directory = exported(spec, tmp_path)
     (directory / 'image.onnx.4711.part').write_bytes(b'half')

@@ -223,13 +223,23 @@ def test_who_waits_says_what_for(
     assert f'127.0.0.1:{server.port}' in said[0]
 
 
+def test_a_server_that_says_how_it_reads_pixels_says_the_same(load: Any, server: Server, spec: ModelSpec) -> None:
+    # Numbers that were read from another file may differ in their last place.
+    server.parameters['mean'] = ' '.join(f'{number + 1e-7}' for number in spec.picture.mean)
+    server.parameters['std'] = ' '.join(f'{number}' for number in spec.picture.std)
+    server.parameters['activation'] = 'relu'  # nothing is known of it beside the files
+    assert load().dimension == D
+
+
 @pytest.mark.parametrize('url', ['http://127.0.0.1:8001', 'grpc://127.0.0.1:8001'])
 def test_an_address_with_a_scheme_is_refused_at_once(load: Any, url: str) -> None:
     with pytest.raises(InvalidParameter, match='CLIPFLOW_KSERVE_URL'):
         load(url=url)
 
 
-@pytest.mark.parametrize('changed', [{'fingerprint': '0123456789abcdef'}, {'precision': 'int8'}])
+@pytest.mark.parametrize(
+    'changed', [{'fingerprint': '0123456789abcdef'}, {'precision': 'int8'}, {'mean': '0.5 0.5 0.5'}, {'std': 'none'}]
+)
 def test_another_model_under_the_same_names_is_noticed(
     load: Any, server: Server, spec: ModelSpec, changed: dict[str, str]
 ) -> None:
