@@ -38,6 +38,7 @@ WRITES_A_SECOND, MIXED_SECONDS = 2000, 5.0
 TURN_SECONDS = 0.25
 """In each of these: one batch of new documents, one deletion, one change of tags."""
 BLOCKED_MILLISECONDS = 50
+KINDS = {'batch of 100', 'deletion of 100', 'tags of 100', 'snapshot'}
 
 
 @contextmanager
@@ -58,7 +59,7 @@ def mixed(options: Options) -> None:
     """Searches of one thread one after the other, alone and beside writes of new documents."""
     here = collection(options.workspace, options.size, options.dimension)
     number = int(WRITES_A_SECOND * MIXED_SECONDS)
-    fresh = _fresh(options.size, options.rounds * number)
+    fresh = _fresh(options.size, options.rounds * number, options.dimension)
     idle, beside, rates = [], [], []
     with _written(options, here) as live:
         for turn in range(options.rounds):
@@ -71,6 +72,7 @@ def mixed(options: Options) -> None:
             beside.append(quantiles(_lengths(_searching(live, here))))
             rates.append(len(written) * BATCH / MIXED_SECONDS)
             thread.join()
+            assert len(written) == len(batches), 'a write has failed'
         kind = live.status()['factory'] or 'flat'
     compared = ratios([p95 for _, p95 in beside], [p95 for _, p95 in idle])
     rows = [
@@ -111,7 +113,7 @@ def blocked(options: Options) -> None:
     """The longest single search of each round, alone and while everything is written that can be."""
     here = collection(options.workspace, options.large, options.dimension)
     turns = int(MIXED_SECONDS / TURN_SECONDS) + 2
-    fresh = _fresh(options.large, options.rounds * turns * BATCH)
+    fresh = _fresh(options.large, options.rounds * turns * BATCH, options.dimension)
     idle, beside, median, turns_taken = [], [], [], []
     by_kind: dict[str, list[float]] = {}
     with _written(options, here) as live, _turns() as waits:
@@ -133,6 +135,7 @@ def blocked(options: Options) -> None:
             log.stop.set()
             for thread in threads:
                 thread.join()
+            assert log.spans.keys() == KINDS, 'a write has failed'
             idle.append(1000 * max(alone))
             beside.append(1000 * max(_lengths(searches)))
             median.append(1000 * statistics.median(_lengths(searches)))
@@ -185,11 +188,11 @@ def _everything(live: LiveIndex, batches: Sequence[Sequence[Record]], turn: int,
             return
 
 
-def _fresh(size: int, count: int) -> list[Record]:
+def _fresh(size: int, count: int, dimension: int) -> list[Record]:
     """New documents of the same make."""
-    from vectors import made, real
+    from vectors import made, real, widened
 
-    photographs = real()[0]
+    photographs = widened(real()[0], dimension)
     return documents(made(len(photographs) + count, photographs, seed=1)[len(photographs) :], size)
 
 
