@@ -42,6 +42,8 @@ _JOURNAL_END = 1000
 _KEPT_QUERIES = 10 * QUERIES
 """Many may be the same."""
 _LONGEST_PAUSE = 60.0
+_MOST_PAUSES = 16
+"""What has failed is tried again after a pause, then after two, and at last after so many: a build takes minutes."""
 
 
 @dataclass(frozen=True)
@@ -56,13 +58,22 @@ class _Stopped(Exception):
     """The work is given up because the service stops."""
 
 
+@dataclass(frozen=True)
+class _Problem:
+    """A task that has failed, and when it is tried again, in seconds of the monotonic clock."""
+
+    message: str
+    pause: float
+    again: float
+
+
 @dataclass
 class _Now:
     """What the thread does, for `/status`."""
 
     task: str = ''
     done: float = 0.0
-    problems: dict[str, str] = field(default_factory=dict)
+    problems: dict[str, _Problem] = field(default_factory=dict)
 
 
 class Keeper:
@@ -186,7 +197,7 @@ class Keeper:
         return found
 
     def _warnings(self) -> list[str]:
-        found = list(self._now.problems.values())
+        found = [problem.message for problem in list(self._now.problems.values())]
         main, wanted = self.index.main if self.index is not None else None, self._wanted.recall
         if main is not None and len(main) and main.recall < wanted:
             found.append(
@@ -209,25 +220,35 @@ class Keeper:
             tasks = {'building': self._renew, 'merging': self._merge, 'tuning': self._tune, 'snapshot': self._save}
             for name, task in tasks.items():
                 self._attempt(name, task)
-            # What failed is not tried again at every write.
-            waiting = self._stop if self._now.problems else self._wake
-            waiting.wait(min(_LONGEST_PAUSE, self._policy.seconds))
+            self._wake.wait(self._pause)
             self._wake.clear()
 
+    @property
+    def _pause(self) -> float:
+        return min(_LONGEST_PAUSE, self._policy.seconds)
+
     def _attempt(self, name: str, task: Callable[[], object]) -> None:
+        before = self._now.problems.get(name)
+        if before is not None and time.monotonic() < before.again:
+            return
         try:
             task()
             self._now.problems.pop(name, None)
         except _Stopped:
             return
         except ClipflowError as error:
-            self._now.problems[name] = error.message
+            self._failed(name, error.message)
             log.warning('%s: %s', name, error.message)
         except Exception as error:
-            self._now.problems[name] = f'{name} failed ({type(error).__name__}); the log says more'
+            self._failed(name, f'{name} failed ({type(error).__name__}); the log says more')
             log.exception('%s failed', name)
         finally:
             self._now.task, self._now.done = '', 0.0
+
+    def _failed(self, name: str, message: str) -> None:
+        before = self._now.problems.get(name)
+        pause = self._pause if before is None else min(2 * before.pause, _MOST_PAUSES * self._pause)
+        self._now.problems[name] = _Problem(message, pause, time.monotonic() + pause)
 
     def _renew(self) -> None:
         """Build another index if the kind does not fit any more, or too much of it is dead."""

@@ -1,7 +1,9 @@
 """Every kind of index does what the simple one does: sees writes at once, forgets what is deleted, finds enough."""
 
 import json
+import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import faiss
@@ -450,6 +452,26 @@ def test_another_trained_index_at_the_same_place_is_used(vectors: NDArray[np.flo
     wanted = faiss.extract_index_ivf(kept).quantizer.reconstruct_n(0, 8)
     until(lambda: np.array_equal(centres(live), wanted), 60, 'it has the clusters of the new file')
     live.close()
+
+
+def test_a_build_that_fails_is_tried_again_after_ever_longer_pauses(
+    vectors: NDArray[np.float32], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[float] = []
+
+    def fail(*_: object) -> None:
+        tried.append(time.monotonic())
+        raise RuntimeError('no luck')
+
+    monkeypatch.setattr(keeper, '_LONGEST_PAUSE', 0.05)
+    monkeypatch.setattr(keeper, 'build', fail)
+    live = again(tmp_path, Wanted('IVF32,Flat'))
+    fill(live, vectors, 0, COUNT)
+    until(lambda: len(tried) >= 4, 60, 'it has been tried four times')
+    assert live.status()['warnings'] == ['building failed (RuntimeError); the log says more']
+    fill(live, vectors, 0, 10)  # a write does not make it try at once
+    live.close()
+    assert all(second - first >= 0.05 * 2**n for n, (first, second) in enumerate(pairwise(tried)))
 
 
 def test_a_kind_that_cannot_be_learnt_does_not_stop_a_start(vectors: NDArray[np.float32], tmp_path: Path) -> None:
