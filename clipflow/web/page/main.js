@@ -165,9 +165,11 @@ async function start() {
     go({ text: '', parts: [], tags: {}, relevance: 0, diversity: 0, open: null });
   });
   more.addEventListener('click', () => search.more());
-  status().then(() => {
+  status().then(async () => {
     describe();
-    if (isCalibrated() && hasQuery(state())) search.again();
+    if (!isCalibrated() || !hasQuery(state())) return;
+    await search.again();
+    if (state().open !== null) followOpen();
   });
   entitle();
   refreshFacets();
