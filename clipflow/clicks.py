@@ -82,7 +82,7 @@ class Feedback:
         """From `tags`, a text and a vector.
 
         Raises:
-            KeyError, TypeError, ValueError: they are not of this form.
+            KeyError, TypeError, ValueError, OverflowError: they are not of this form.
         """
         names = ('shown', 'clicked', 'disliked')
         if any(isinstance(tags[name], str) for name in names):
@@ -149,7 +149,7 @@ def _parsed(line: str) -> Feedback | str:
         return Feedback.of(found, found['text'], found['vector'])
     except KeyError as error:
         return f'has no `{error.args[0]}`'
-    except (TypeError, ValueError, AttributeError):
+    except (TypeError, ValueError, OverflowError, AttributeError):
         return 'is no entry of a log of feedback'
 
 

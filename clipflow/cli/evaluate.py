@@ -158,6 +158,8 @@ def _systems(given: argparse.Namespace) -> 'list[System]':
     templates = tuple(given.template) if given.template else None
     own = System(model, given.runtime, given.precision, templates, given.index_kind, given.head)
     other = _other(own, given.against) if given.against else replace(own, index_kind='flat', head=None)
+    if given.against and own == other:
+        raise InvalidParameter('--against changes nothing of what is measured; give it another value')
     systems = [own] if own == other else [other, own]
     for kind in {system.index_kind for system in systems} - {'flat'}:
         from clipflow.index.trial import check_kind

@@ -2,6 +2,7 @@
 
 import argparse
 import datetime
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,10 @@ def write(given: argparse.Namespace) -> int:
     """Write entries to a file, which is there as a whole or not at all."""
     from clipflow.cli.collection import progress
 
-    part = given.file.with_name(f'.{given.file.name}.part')
+    if not given.file.name or given.file.is_dir():
+        raise InvalidParameter(f'{given.file} is a folder; name a file')
+    # Two exports at once write no common file.
+    part = given.file.with_name(f'.{given.file.name}.{secrets.token_hex(4)}.part')
     count = 0
     try:
         with opened(given) as client, progress('exporting', None) as moved, part.open('w', encoding='utf-8') as file:

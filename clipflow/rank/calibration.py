@@ -10,7 +10,7 @@ them apart. `clipflow calibrate` fits it (`clipflow/relevance/calibrate.py`).
 """
 
 import json
-import math
+import sys
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -84,7 +84,7 @@ class Calibration:
             found = json.loads(path.read_text(encoding='utf-8'))
         except FileNotFoundError:
             raise NotFound(f'there is no calibration {path}') from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise InvalidParameter(f'the calibration {path} cannot be read: {error}') from None
         kinds = {field.name: field.type for field in fields(cls)}
         sound = (
@@ -92,7 +92,7 @@ class Calibration:
             and found.pop('format', None) == FORMAT
             and found.keys() == kinds.keys()
             and all(type(found[name]) in ((float, int) if kind is float else (kind,)) for name, kind in kinds.items())
-            and all(math.isfinite(value) for value in found.values() if isinstance(value, float | int))
+            and all(abs(value) <= sys.float_info.max for value in found.values() if isinstance(value, float | int))
         )
         if not sound:
             raise InvalidParameter(f'{path} is no calibration that this version of "clipflow calibrate" has written')

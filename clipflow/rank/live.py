@@ -180,9 +180,11 @@ class LiveHead:
                     self._check(head, force=False)
                     return self._kept(state, head), head
         except NotFound as error:
-            self._warnings.append(f'{error.message}; results are in the order of the cosine')
-            if state.live == state.taken:
+            if not state.taken or state.live in ('', state.taken):
+                self._warnings.append(f'{error.message}; results are in the order of the cosine')
                 return state, None
+            # Rolled back to, so it did not come from the file.
+            self._warnings.append(f'{error.message}; the head {state.live} stays')
         except ClipflowError as error:
             self._warnings.append(f'{state.source} is not used: {error.message}')
         return state, self._version(state.live) if state.live else None
@@ -233,7 +235,11 @@ class LiveHead:
     def _read(self) -> _State:
         try:
             found = json.loads((self._folder / 'state.json').read_text(encoding='utf-8'))
-            return _State(**found | {'before': tuple(found['before'])})
+            state = _State(**found | {'before': tuple(found['before'])})
+            texts = (state.setting, state.source, state.taken, state.live, *state.before)
+            if not all(isinstance(text, str) for text in texts) or not isinstance(state.off, bool):
+                raise TypeError('a value of another type')
+            return state
         except (FileNotFoundError, NotADirectoryError):
             return _State()
         except (OSError, ValueError, TypeError, KeyError) as error:

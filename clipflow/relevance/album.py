@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import unicodedata
 import zipfile
 from dataclasses import dataclass
 from functools import lru_cache
@@ -73,21 +74,35 @@ class Album:
         self.pictures = tuple(sorted(found, key=lambda picture: picture.name))
         if not self.pictures:
             raise NotFound(f'{path} holds no pictures')
-        self._by_name = {picture.name: picture for picture in self.pictures}
+        self._by_name = {_composed(picture.name): picture for picture in self.pictures}
+        self._by_name |= {picture.name: picture for picture in self.pictures}
+        self._by_file = {str(picture.source.absolute()): picture for picture in self.pictures if picture.member is None}
         self._by_end: dict[str, list[Picture]] = {}
         for picture in self.pictures:
-            file = picture.name.rpartition('/')[2]
+            file = _composed(picture.name).rpartition('/')[2]
             for end in {file, file.rpartition('.')[0]}:
                 self._by_end.setdefault(end, []).append(picture)
 
     def find(self, name: str) -> Picture | Fault:
-        """By the path in the folder or zip file, or else by the file's name with or without its suffix."""
-        if name in self._by_name:
-            return self._by_name[name]
-        found = self._by_end.get(name.rpartition('/')[2], [])
+        """By the path in the folder or zip file, by that of the file itself, by an end of a path that is one here, or
+        else by the file's name with or without its suffix.
+        """
+        for whole in (self._by_name, self._by_file):
+            if name in whole:
+                return whole[name]
+        parts = _composed(name).split('/')
+        for start in (0, *range(1, len(parts) - 1)):
+            if (end := '/'.join(parts[start:])) in self._by_name:
+                return self._by_name[end]
+        found = self._by_end.get(parts[-1], [])
         if len(found) > 1:
             return Fault(name, f'{len(found)} pictures in {self.path.name} have this name')
         return found[0] if found else Fault(name, f'is not in {self.path.name}')
+
+
+def _composed(name: str) -> str:
+    """With one code point for é: some systems and archives keep names with two."""
+    return unicodedata.normalize('NFC', name)
 
 
 def digest(content: bytes) -> str:

@@ -17,7 +17,7 @@ from clipflow.quantiles import share_above
 from clipflow.rank.calibration import Calibration, rarity_of, sigmoid
 from clipflow.relevance.album import Fault
 from clipflow.relevance.captions import CaptionSet
-from clipflow.relevance.embedding import Embedding
+from clipflow.relevance.embedding import Embedded, Embedding
 from clipflow.relevance.systems import Progress
 from clipflow.settings import EncoderSettings
 from clipflow.weights import ModelSpec
@@ -79,25 +79,40 @@ def calibrate(spec: ModelSpec, encoding: EncoderSettings, chosen: CaptionSet, pr
             pictures = embedding.pictures(chosen.pictures, moved)
         with progress(f'{spec.name}: texts', len(texts)) as moved:
             captions = embedding.texts(texts, forms, moved)
-    owners = np.array([chosen.captions[place][0] for place in captions.kept], dtype=np.int64)
-    rows = np.full(len(chosen.pictures), -1, dtype=np.int64)
-    rows[pictures.kept] = np.arange(len(pictures.kept))
-    usable = rows[owners] >= 0
-    own, vectors = rows[owners[usable]], captions.vectors[usable]
+    gallery, vectors, own = _distinct(chosen, pictures, captions)
     if len(np.unique(own)) < _FEWEST:
         raise InvalidParameter(
             f'{len(np.unique(own))} pictures with captions are too few for a calibration; {_FEWEST} are the least, '
             'and some hundreds make it good'
         )
-    held = np.zeros(len(pictures.kept), dtype=bool)
+    held = np.zeros(len(gallery), dtype=bool)
     held[np.random.default_rng(0).permutation(len(held))[::2]] = True
-    learned = shown(vectors[~held[own]], pictures.vectors, own[~held[own]])
-    tested = shown(vectors[held[own]], pictures.vectors, own[held[own]])
+    learned = shown(vectors[~held[own]], gallery, own[~held[own]])
+    tested = shown(vectors[held[own]], gallery, own[held[own]])
     constant, cosine, rarity = fitted(learned)
-    fit = Calibration(spec.fingerprint, spec.name, constant, cosine, rarity, 0.0, len(pictures.kept), len(own))
+    fit = Calibration(spec.fingerprint, spec.name, constant, cosine, rarity, 0.0, len(gallery), len(own))
     bins = reliability(fit.probability(tested.scores, tested.above), tested.right)
     measured = replace(fit, error=round(expected_error(bins), 6))
     return Calibrated(measured, bins, (*chosen.faults, *pictures.faults, *captions.faults))
+
+
+def _distinct(
+    chosen: CaptionSet, pictures: Embedded, captions: Embedded
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
+    """Vectors of pictures, each content once as in `evaluate` (of two that tie one would count as wrong), and of what
+    is said of them, with the row of its picture; [P, D], [T, D], [T].
+    """
+    contents, rows = dict[str, int](), dict[int, int]()
+    for place, content in zip(pictures.kept.tolist(), pictures.contents, strict=True):
+        rows[place] = contents.setdefault(content, len(contents))
+    lines = dict[tuple[int, str], int]()
+    for line, place in enumerate(captions.kept.tolist()):
+        picture, text = chosen.captions[place]
+        if picture in rows:
+            lines.setdefault((rows[picture], text), line)
+    firsts = np.unique(list(rows.values()), return_index=True)[1]
+    own = np.asarray([row for row, _ in lines], dtype=np.int64)
+    return pictures.vectors[firsts], captions.vectors[list(lines.values())], own
 
 
 def shown(texts: NDArray[np.float32], pictures: NDArray[np.float32], own: NDArray[np.int64]) -> Shown:

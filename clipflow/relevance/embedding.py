@@ -25,6 +25,8 @@ from clipflow.weights import ModelSpec
 
 _BATCH = 64
 """Documents that are encoded, and then kept, at once."""
+_NAME = 80
+"""Characters of a text that name it in a fault."""
 
 Moved = Callable[[int], None]
 """Is told how many more are done."""
@@ -87,7 +89,8 @@ class Embedding:
             whole = '\n\n'.join([form, text])
             return f'text {digest(whole.encode())}', Document(id=str(place), text=text)
 
-        return self._all(texts, load, templates, moved)
+        names = [text if len(text) <= _NAME else f'{text[:_NAME]}...' for text in texts]
+        return self._all(names, load, templates, moved)
 
     def _all(
         self,

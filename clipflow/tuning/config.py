@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from clipflow import ROOT
 from clipflow.errors import ClipflowError, InvalidParameter, NotFound
+from clipflow.tags import unsendable
 from clipflow.templates import checked
 
 LEARNING_RATES = {'full': 1e-6, 'last-n-layers': 1e-5, 'projection': 1e-4, 'lora': 1e-4}
@@ -163,6 +164,10 @@ def made(kind: type[_Config], values: Mapping[str, Any]) -> _Config:
     Raises:
         InvalidParameter: a sentence for each fault, all at once.
     """
+    texts = {name: str(value) for name, value in values.items()}
+    # Such as a path that is no UTF-8: the file of the options could not hold it.
+    if halves := {name: reason for name, text in texts.items() if (reason := unsendable(text))}:
+        raise faulty([f'{name}={texts[name]!r} is not valid: it holds {reason}' for name, reason in halves.items()])
     try:
         return kind(**values)
     except ValidationError as error:

@@ -77,7 +77,7 @@ def read_old_task(config: TuneConfig) -> Task | None:
         return None
     if holds_labels(path):
         return of_labels(read_labelled(path, config.old_images, config.old_split), config.old_templates)
-    return of_captions(read_captions(path, config.old_images, config.old_split))
+    return _merged(of_captions(read_captions(path, config.old_images, config.old_split)), Contents())
 
 
 def _from_captions(path: Path, config: TuneConfig) -> Data:
@@ -172,12 +172,19 @@ def _by_picture(task: Task) -> list[tuple[str, ...]]:
 
 
 def _data(tasks: Sequence[Task], examples: Sequence[Example], faults: tuple[Fault, ...], contents: Contents) -> Data:
-    pictures, validation = tasks[0].pictures, tasks[1]
+    pictures, (validation, *test) = tasks[0].pictures, (_merged(task, contents) for task in tasks[1:])
     own, held = ([contents.of(picture) for picture in several] for several in (pictures, validation.pictures))
     numbers: dict[str | Fault, int] = {}
     kinds = tuple(numbers.setdefault(content, len(numbers)) for content in own)
     told = digest(repr((examples, own, replace(validation, pictures=()), held)).encode())
-    return Data(pictures, kinds, tuple(examples), validation, tasks[2] if len(tasks) > 2 else None, faults, told)
+    return Data(pictures, kinds, tuple(examples), validation, test[0] if test else None, faults, told)
+
+
+def _merged(task: Task, contents: Contents) -> Task:
+    """As `Retrieval.merged`; classes do not tie by equal pictures."""
+    if not isinstance(task, Retrieval):
+        return task
+    return task.merged([contents.of(picture) for picture in task.pictures])
 
 
 def _from_feedback(path: Path, config: TuneConfig) -> Data:

@@ -32,7 +32,7 @@ class Recipe:
     """How a head is trained.
 
     Attributes:
-        rank: of its matrix.
+        rank: of its matrix; more than the vectors have dimensions counts as so many.
         blend: the share of the moved query in the score, 0 to 1.
         held_out: share of the queries that only the check sees.
         seed: of the split, of the start and of the order.
@@ -135,7 +135,8 @@ def train(
             f'with a share of {recipe.held_out} for the check no query is left to learn from, or none to check with; '
             'choose another --held-out'
         )
-    down, up = fit(_learnable(learned), validation, recipe.rank, recipe.seed, told)
+    rank = min(recipe.rank, lists.queries.shape[1])
+    down, up = fit(_learnable(learned), validation, rank, recipe.seed, told)
     head = Head(down, up, model, recipe.blend)
     before = measure(held_out, held_out.queries)
     after = measure(held_out, head.moved(held_out.queries))

@@ -50,6 +50,18 @@ class Retrieval:
         found = {f'image {name}': float(by_text[name].mean()) for name in _BOTH_WAYS}
         return found | {f'text {name}': float(by_picture[name].mean()) for name in _BOTH_WAYS}
 
+    def merged(self, contents: Sequence[object]) -> 'Retrieval':
+        """Pictures of equal content as one with the captions of all: they would tie, each a wrong answer for the other.
+
+        Args:
+            contents: of `pictures`.
+        """
+        firsts: dict[object, int] = {}
+        for place, content in enumerate(contents):
+            firsts.setdefault(content, place)
+        captions = dict.fromkeys((firsts[contents[place]], text) for place, text in self.captions)
+        return replace(self, captions=tuple(captions)).part(list(firsts.values()))
+
     def part(self, places: Sequence[int]) -> 'Retrieval':
         """Only these pictures, with their captions."""
         new = {place: number for number, place in enumerate(places)}

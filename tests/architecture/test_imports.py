@@ -81,6 +81,7 @@ ALLOWED: dict[str, set[str]] = {
     'tuning': {
         'errors',
         'files',
+        'tags',
         'clicks',
         'templates',
         'preprocessing',

@@ -96,6 +96,7 @@ def test_an_entry_survives_its_line_to_the_last_bit(tmp_path: Path) -> None:
         entry().line().replace('0.25', '"x"'),
         entry().line().replace('["b"]', '"b"'),
         entry(scores=(0.1,)).line(),
+        entry().line().replace('0.25', '1' + 400 * '0'),
     ],
 )
 def test_a_line_that_is_no_entry_is_named_and_the_others_count(tmp_path: Path, line: str) -> None:

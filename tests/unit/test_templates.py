@@ -17,5 +17,7 @@ def test_each_has_one_place_and_there_are_not_too_many() -> None:
     for wrong in (['a'], ['{} {}'], [3], [None]):
         with pytest.raises(ValueError, match='one place'):
             templates.checked(wrong)
+    with pytest.raises(ValueError, match='half a surrogate pair'):
+        templates.checked(['a \udcff {}'])
     with pytest.raises(ValueError, match='1,001'):
         templates.checked(['{}'] * 1001)

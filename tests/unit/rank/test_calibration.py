@@ -45,10 +45,12 @@ def test_a_file_gives_back_what_was_written(tmp_path: Path) -> None:
         {'cosine': float('nan')},
         {'cosine': True},
         {'captions': 1.5},
+        {'constant': 10**400},
+        '[' * 100_000,
         {'more': 1},
         {'format': 'clipflow-calibration-2'},
     ],
-    ids=str,
+    ids=lambda content: str(content)[:40],
 )
 def test_a_file_that_is_none_is_refused_with_its_name(tmp_path: Path, content: Any) -> None:
     path = tmp_path / 'calibration.json'

@@ -1,5 +1,6 @@
 """Which head is live: loaded, replaced, rolled back, switched off, refused; across restarts and replicas."""
 
+import json
 import os
 from pathlib import Path
 
@@ -158,6 +159,41 @@ def test_another_setting_wins_over_what_was_loaded_before(folder: Path) -> None:
     head(1).write(folder / 'again.safetensors')
     assert Ranker(folder, folder / 'again.safetensors').version == head(1).version
     assert Ranker(folder, None).version == 'none'
+
+
+def test_a_setting_whose_file_is_missing_is_not_what_was_loaded_before(folder: Path) -> None:
+    Ranker(folder).load('', head(1).content(), force=False)
+    ranker = Ranker(folder, folder / 'missing.safetensors')
+    assert ranker.version == 'none'
+    assert 'order of the cosine' in ranker.warnings
+    head(2).write(folder / 'missing.safetensors')
+    assert (ranker.version, ranker.warnings) == (head(2).version, '')
+
+
+def test_what_was_rolled_back_to_stays_when_the_watched_file_is_gone_and_the_warning_says_so(folder: Path) -> None:
+    file = folder / 'mine.safetensors'
+    ranker = Ranker(folder, file)
+    for number in (1, 2):
+        head(number).write(file)
+        assert ranker.version == head(number).version
+    ranker.rollback()
+    file.unlink()
+    assert ranker.version == head(1).version
+    assert f'the head {head(1).version} stays' in ranker.warnings
+    assert 'cosine' not in ranker.warnings
+    ranker.rollback()
+    assert ranker.version == 'none'
+    assert 'order of the cosine' in ranker.warnings
+
+
+@pytest.mark.parametrize('damage', [{'source': 5}, {'before': [1]}, {'live': None}, {'off': 'no'}])
+def test_a_state_of_other_types_is_told(folder: Path, damage: dict[str, object]) -> None:
+    ranker = Ranker(folder)
+    ranker.load('', head(1).content(), force=False)
+    state = folder / 'state.json'
+    state.write_text(json.dumps(json.loads(state.read_text()) | damage))
+    assert ranker.version == 'none'
+    assert f'{state} cannot be read' in ranker.warnings
 
 
 def test_what_may_not_go_live_is_refused(folder: Path, tmp_path: Path) -> None:

@@ -1,12 +1,21 @@
 """From captions to a calibration: the fit, its measure, and what is refused."""
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from clipflow.errors import InvalidParameter
 from clipflow.rank.calibration import Calibration, rarity_of
-from clipflow.relevance.calibrate import SHOWN, Shown, expected_error, fitted, reliability, shown
+from clipflow.relevance.album import Picture
+from clipflow.relevance.calibrate import SHOWN, Shown, calibrate, expected_error, fitted, reliability, shown
+from clipflow.relevance.captions import CaptionSet
+from clipflow.relevance.embedding import Embedded
+from clipflow.settings import EncoderSettings
+from clipflow.weights import load_spec
 
 TRUE = (-6.0, 14.0, 0.6)
 
@@ -67,6 +76,47 @@ def test_the_error_is_the_mean_distance_over_bins() -> None:
     bins = reliability(probabilities, right)
     assert [(each.low, each.count, each.right) for each in bins] == [(0.0, 4, 0.25), (0.9, 2, 0.5)]
     assert expected_error(bins) == pytest.approx((4 * 0.2 + 2 * 0.475) / 6)
+
+
+def test_pictures_that_are_there_twice_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(6)
+    vectors = rng.normal(size=(60, 8)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    said = vectors + rng.normal(0, 0.3, vectors.shape).astype(np.float32)
+    said /= np.linalg.norm(said, axis=1, keepdims=True)
+
+    class Model:
+        """Picture and text number n of the first 60 come again from number 60 on."""
+
+        def __init__(self, *_: object) -> None: ...
+
+        def __enter__(self) -> 'Model':
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+        def pictures(self, pictures: Sequence[Picture], moved: object) -> Embedded:
+            return self._found(vectors, len(pictures))
+
+        def texts(self, texts: Sequence[str], forms: object, moved: object) -> Embedded:
+            return self._found(said, len(texts))
+
+        def _found(self, rows: NDArray[np.float32], count: int) -> Embedded:
+            places = np.arange(count)
+            return Embedded(rows[places % 60], places, tuple(str(place % 60) for place in places), ())
+
+    @contextmanager
+    def progress(title: str, count: int) -> Iterator[Callable[[int], None]]:
+        yield lambda more: None
+
+    def found(count: int) -> Calibration:
+        pictures = tuple(Picture(f'{place}.jpg', tmp_path) for place in range(count))
+        chosen = CaptionSet(pictures, tuple((place, f'text {place % 60}') for place in range(count)), ())
+        return calibrate(load_spec(EncoderSettings().model), EncoderSettings(), chosen, progress).calibration
+
+    monkeypatch.setattr('clipflow.relevance.calibrate.Embedding', Model)
+    assert (found(60).pictures, found(60).captions) == (60, 60)
+    assert found(90) == found(60)
 
 
 def test_what_a_user_would_see_is_what_counts() -> None:

@@ -2,9 +2,11 @@
 
 import json
 import os
+import unicodedata
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -219,6 +221,28 @@ def test_a_name_in_two_folders_needs_its_path(folder: Path) -> None:
     found = read_captions(table)
     assert texts(found) == {'more/a.jpg': ['y']}
     assert found.faults == (Fault('x/a.jpg', '2 pictures in images have this name'),)
+
+
+@pytest.mark.parametrize(('stored', 'named'), [('NFD', 'NFC'), ('NFC', 'NFD')])
+def test_a_name_may_be_written_with_other_code_points(
+    folder: Path, stored: Literal['NFC', 'NFD'], named: Literal['NFC', 'NFD']
+) -> None:
+    names = [unicodedata.normalize(stored, name) for name in ('Zoë.jpg', 'é/Zoë.jpg')]
+    for name in names:
+        (folder / 'images' / name).parent.mkdir(exist_ok=True)
+        (folder / 'images' / name).write_bytes(name.encode())
+    asked = ('Zoë.jpg', 'é/Zoë.jpg', '/elsewhere/é/Zoë.jpg')
+    rows = [{'file': unicodedata.normalize(named, name), 'caption': str(number)} for number, name in enumerate(asked)]
+    assert texts(read_captions(write(folder / 't.jsonl', rows))) == {names[0]: ['0'], names[1]: ['1', '2']}
+
+
+def test_a_path_that_ends_as_one_in_the_folder_or_is_that_file_is_found(folder: Path) -> None:
+    (folder / 'images' / 'more' / 'a.jpg').write_bytes(b'another')
+    names = (str(folder / 'images' / 'a.jpg'), '/elsewhere/more/a.jpg', '/elsewhere/a.jpg')
+    rows = [{'file': name, 'captions': [str(number)]} for number, name in enumerate(names)]
+    found = read_captions(write(folder / 't.jsonl', rows))
+    assert texts(found) == {'a.jpg': ['0'], 'more/a.jpg': ['1']}
+    assert found.faults == (Fault('/elsewhere/a.jpg', '2 pictures in images have this name'),)
 
 
 def test_a_name_leads_nowhere_outside_of_its_folder(folder: Path) -> None:

@@ -92,6 +92,14 @@ def test_templates_and_texts_have_vectors_of_their_own(mini: ModelSpec) -> None:
     assert both == pytest.approx(mean / np.linalg.norm(mean, axis=1, keepdims=True), abs=1e-6)
 
 
+def test_a_text_that_cannot_be_read_is_told_by_how_it_begins(mini: ModelSpec) -> None:
+    text = 'word ' * 30_000
+    with Embedding(mini, EncoderSettings.load()) as embedding:
+        (fault,) = embedding.texts([text], (), ignored).faults
+    assert text.startswith(fault.name.removesuffix('...'))
+    assert 40 < len(fault.name) <= 100
+
+
 def test_a_picture_is_never_taken_for_a_text(mini: ModelSpec, tmp_path: Path, chosen: CaptionSet) -> None:
     with Embedding(mini, EncoderSettings.load()) as embedding:
         keys = {

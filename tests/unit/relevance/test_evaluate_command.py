@@ -84,6 +84,7 @@ def test_after_an_interruption_it_says_how_to_go_on(
         (['--template', 'a photo'], "each of 'templates' has one place '{}' for the text; 'a photo' has not"),
         (['--against', 'precision=int9'], 'precision is one of auto, float32'),
         (['--against', 'nowhere/model'], 'not-found: '),
+        (['--template', 'a {}', '--against', 'template=a {}'], '--against changes nothing of what is measured'),
         (['--split', 'test'], "has no split 'test'; there is: none"),
         (['--head', 'none.safetensors'], 'there is no head none.safetensors'),
         (['--index-kind', 'nonsense'], "'nonsense' is not a kind of index"),

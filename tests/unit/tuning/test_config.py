@@ -40,6 +40,7 @@ def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
         ({'alphas': [2.0]}, 'from 0 (the start weights) to 1'),
         ({'labelled': 'b'}, 'name one of captions, labelled and feedback to learn from; 2 are given'),
         ({'captions': None, 'feedback': 'log.jsonl'}, 'name their folder with images'),
+        ({'out': 'runs/\udcff'}, r"out='runs/\udcff' is not valid: it holds half a surrogate pair"),
     ],
 )
 def test_an_option_that_cannot_be_is_one_sentence(given: dict[str, Any], said: str) -> None:

@@ -213,6 +213,22 @@ def test_clicks_make_pairs_and_what_was_shown_beside_them_is_rejected(shapes: Pa
     assert sorted(fault.name for fault in data.faults) == ['gone', 'line 1', 'line 2', 'line 3']
 
 
+def test_equal_pictures_are_looked_for_as_one(copied: Path) -> None:
+    images = copied.parent / 'images'
+    plain = read(TuneConfig(captions=copied, splits=('train', 'val', 'test')))
+    for split in ('val', 'test'):
+        (images / f'{split}-red-box-0.png').write_bytes((images / f'{split}-red-disc-0.png').read_bytes())
+    data = read(TuneConfig(captions=copied, splits=('train', 'val', 'test'), old_task=copied, old_split='val'))
+    old = read_old_task(TuneConfig(captions=copied, old_task=copied, old_split='val'))
+    for task, before in ((data.validation, plain.validation), (data.test, plain.test), (old, plain.validation)):
+        assert isinstance(task, Retrieval)
+        assert isinstance(before, Retrieval)
+        assert len(task.pictures) == len(before.pictures) - 1
+        assert task.texts == before.texts
+        contents = [picture.read() for picture in task.pictures]
+        assert len(set(contents)) == len(contents)
+
+
 @pytest.mark.parametrize('loss', ['clip', 'ranking'])
 def test_rejected_pictures_stand_in_the_batch_as_negatives(shapes: Path, tmp_path: Path, tiny: Path, loss: str) -> None:
     data = feedback(shapes, tmp_path)

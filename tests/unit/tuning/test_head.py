@@ -53,6 +53,12 @@ def test_what_somebody_clicked_one_by_one_are_right_results_of_one_list() -> Non
     assert (lists.gains[:, 2:] == 0).all()
 
 
+def test_a_rank_above_the_dimension_counts_as_the_dimension() -> None:
+    lists = from_feedback(clicks(LEAST), documents(100), 'm')
+    head, _ = train(lists, 'm', 'test', Recipe(rank=10**12), lambda *_: None)
+    assert head.down.shape == (D, D)
+
+
 def test_propensities_come_from_what_no_head_has_ordered() -> None:
     """Somebody clicks the first of ten equal results; only without a head that says that it is looked at most."""
     scores = (0.3,) * 10

@@ -14,6 +14,12 @@ def test_pictures_without_a_text_are_looked_through_but_do_not_count_as_found() 
     assert (right['text R@1'], right['image R@1']) == (1.0, 1.0)
 
 
+def test_equal_pictures_are_one_with_the_captions_of_all() -> None:
+    captions = ((0, 'x'), (1, 'y'), (2, 'x'), (2, 'z'))
+    task = Retrieval(tuple('abc'), captions).merged(['one', 'two', 'one'])  # type: ignore[arg-type]
+    assert task == Retrieval(tuple('ab'), ((0, 'x'), (1, 'y'), (0, 'z')))  # type: ignore[arg-type]
+
+
 def test_a_text_that_belongs_to_two_pictures_is_one_question() -> None:
     task = Retrieval(tuple('abcd'), ((0, 'cat'), (1, 'cat'), (2, 'dog'), (3, 'dog')))  # type: ignore[arg-type]
     images = np.array([[1, 0.1], [1, -0.1], [0.1, 1], [-0.1, 1]], np.float32)
