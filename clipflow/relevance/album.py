@@ -30,10 +30,12 @@ class Picture:
         """The encoded picture.
 
         Raises:
-            InvalidDocument: the file is gone, may not be read, or is damaged inside its zip file.
+            InvalidDocument: the file is gone, may not be read, is no plain file, or is damaged inside its zip file.
         """
         try:
             if self.member is None:
+                if self.source.is_fifo():  # which might wait for ever
+                    raise OSError('it is a pipe')
                 return self.source.read_bytes()
             return _opened(self.source, os.getpid()).read(self.member)
         except (OSError, KeyError, RuntimeError, zipfile.BadZipFile, NotImplementedError, EOFError) as error:

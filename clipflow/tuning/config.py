@@ -57,7 +57,7 @@ class TuneConfig(BaseModel):
     strategy: Literal['full', 'last-n-layers', 'projection', 'lora'] = Field('full', description='What learns.')
     towers: Literal['both', 'image', 'text'] = Field('both', description='Whose weights learn.')
     layers: int = Field(2, ge=1, description='For last-n-layers: blocks at the end of each tower.')
-    lora_rank: int = Field(8, ge=1, description='Rank of the matrices of `lora`.')
+    lora_rank: int = Field(8, ge=1, le=4096, description='Rank of the matrices of `lora`.')
     lora_alpha: int = Field(16, ge=1, description='Weight of `lora`: its matrices count alpha / rank.')
     loss: Literal['clip', 'siglip', 'triplet', 'ranking'] = Field('clip', description='What is made small.')
     margin: float = Field(0.2, gt=0, lt=2, description='For triplet: how much nearer than a wrong one, in cosine.')

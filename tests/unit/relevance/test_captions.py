@@ -276,6 +276,9 @@ def test_a_picture_that_is_damaged_in_its_zip_file_or_gone_says_so(folder: Path)
     (folder / 'images' / 'a.jpg').unlink()
     with pytest.raises(InvalidDocument, match=r'a\.jpg cannot be read: No such file'):
         picture.read()
+    os.mkfifo(folder / 'images' / 'a.jpg')
+    with pytest.raises(InvalidDocument, match=r'a\.jpg cannot be read: it is a pipe'):
+        picture.read()
 
 
 def test_folders_of_classes(tmp_path: Path) -> None:

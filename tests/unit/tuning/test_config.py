@@ -36,6 +36,7 @@ def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
         ({'splits': 'train'}, 'two or three splits'),
         ({'splits': 'train,train'}, 'what is learned from cannot be chosen or reported on'),
         ({'seed': 2**32}, 'seed=4294967296 is not valid: input should be less than 4294967296'),
+        ({'lora_rank': 10**6}, 'lora_rank=1000000 is not valid: input should be less than or equal to 4096'),
         ({'strategy': 'head'}, 'a head is trained by `clipflow head train`'),
         ({'alphas': [2.0]}, 'from 0 (the start weights) to 1'),
         ({'labelled': 'b'}, 'name one of captions, labelled and feedback to learn from; 2 are given'),
