@@ -2,11 +2,12 @@
 
 import json
 import re
-from typing import Any
-
-from docarray import Document
+from typing import TYPE_CHECKING, Any
 
 from clipflow.errors import InvalidDocument
+
+if TYPE_CHECKING:
+    from docarray import Document
 
 _MAX_DEPTH = 24
 _LARGEST = 1.7e308
@@ -14,13 +15,13 @@ _HALF = re.compile('[\ud800-\udfff]')
 _LONG_NUMBER = re.compile(r'\d{300}')
 
 
-def drop_private_tags(doc: Document) -> None:
+def drop_private_tags(doc: 'Document') -> None:
     """Remove tags that are reserved for us, at every depth of the Document."""
     for name in [name for name in doc.tags if name.startswith('__')]:
         del doc.tags[name]
 
 
-def tags_json(doc: Document) -> str:
+def tags_json(doc: 'Document') -> str:
     """The tags as JSON, without private ones.
 
     Raises:
@@ -51,6 +52,12 @@ def unsendable(value: Any, depth: int = 0) -> str:
     return ''
 
 
+def check_sendable(doc: 'Document') -> None:
+    """Raises InvalidDocument if messages between stages cannot hold the Document."""
+    if reason := unsendable([doc.id, doc.text, doc.uri, doc.tags]):
+        raise InvalidDocument(f'{doc.id[:40]!r}: its id, text, uri or tags hold {reason}')
+
+
 def is_suspect(text: str) -> bool:
     """Whether `unsendable` may find something in a value with this JSON; quick, and true too often."""
     return (
@@ -77,7 +84,7 @@ def _has_nul(value: Any) -> bool:
     return isinstance(value, list) and any(_has_nul(item) for item in value)
 
 
-def plain_tags(doc: Document) -> dict[str, Any]:
+def plain_tags(doc: 'Document') -> dict[str, Any]:
     """The tags as plain values; whole numbers, which travel as floats, are whole again. Private ones are left out."""
 
     def whole(value: Any) -> Any:

@@ -3,13 +3,13 @@
 The vectors of several are averaged (Radford et al. 2021, section 3.1.4).
 """
 
-import re
 from collections.abc import Iterable
 from typing import Any
 
+from clipflow.tags import unsendable
+
 MOST = 1000
 PLACE = '{}'
-_HALF = re.compile('[\ud800-\udfff]')
 
 
 def checked(templates: Iterable[Any]) -> tuple[str, ...]:
@@ -24,8 +24,8 @@ def checked(templates: Iterable[Any]) -> tuple[str, ...]:
     for template in found:
         if not isinstance(template, str) or template.count(PLACE) != 1:
             raise ValueError(f"each of 'templates' has one place '{PLACE}' for the text; {template!r} has not")
-        if _HALF.search(template):
-            raise ValueError(f"{template!r} of 'templates' holds half a surrogate pair")
+        if reason := unsendable(template):
+            raise ValueError(f"{template!r} of 'templates' holds {reason}")
     return found
 
 

@@ -9,7 +9,7 @@ from docarray import Document
 from numpy.typing import NDArray
 
 from clipflow.errors import InvalidDocument
-from clipflow.tags import unsendable
+from clipflow.tags import check_sendable, unsendable
 
 Item: TypeAlias = str | os.PathLike[str] | bytes | NDArray[Any] | Document
 """A text, the path of a picture (a `Path`, never a string), encoded picture bytes, an array, or a ready Document.
@@ -27,8 +27,7 @@ def document(item: Item) -> Document:
     """
     doc = _document(item)
     for one in (doc, *doc.chunks):
-        if reason := unsendable([one.id, one.text, one.uri, one.tags]):
-            raise InvalidDocument(f'{doc.id[:40]!r}: its id, text, uri or tags hold {reason}')
+        check_sendable(one)
     return doc
 
 

@@ -310,9 +310,11 @@ class Keeper:
         main = index.main if index is not None else None
         if index is None or main is None or not len(main):
             return
+        due = main.aimed != wanted or len(main) >= GROWN * main.tuned_at
+        if not due and (main.real >= QUERIES or len(self._asked) < QUERIES):
+            return
         queries = self._queries(index.dimension)
-        real = main.real < QUERIES <= len(queries)
-        if real or main.aimed != wanted or len(main) >= GROWN * main.tuned_at:
+        if due or len(queries) >= QUERIES:
             _aside(lambda: retune(self._store, index, queries, wanted, self._watch))
             with self.writing:
                 self._note(1)  # the next snapshot has it

@@ -17,7 +17,7 @@ from clipflow.quantiles import share_above
 from clipflow.rank.calibration import Calibration, rarity_of, sigmoid
 from clipflow.relevance.album import Fault
 from clipflow.relevance.captions import CaptionSet
-from clipflow.relevance.embedding import Embedded, Embedding
+from clipflow.relevance.embedding import Embedded, Embedding, distinct, owners, rows
 from clipflow.relevance.systems import Progress
 from clipflow.settings import EncoderSettings
 from clipflow.weights import ModelSpec
@@ -99,20 +99,13 @@ def calibrate(spec: ModelSpec, encoding: EncoderSettings, chosen: CaptionSet, pr
 def _distinct(
     chosen: CaptionSet, pictures: Embedded, captions: Embedded
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
-    """Vectors of pictures, each content once as in `evaluate` (of two that tie one would count as wrong), and of what
-    is said of them, with the row of its picture; [P, D], [T, D], [T].
+    """Vectors of pictures, each content once (of two that tie one would count as wrong), and of what is said of them,
+    with the row of its picture; [P, D], [T, D], [T].
     """
-    contents, rows = dict[str, int](), dict[int, int]()
-    for place, content in zip(pictures.kept.tolist(), pictures.contents, strict=True):
-        rows[place] = contents.setdefault(content, len(contents))
-    lines = dict[tuple[int, str], int]()
-    for line, place in enumerate(captions.kept.tolist()):
-        picture, text = chosen.captions[place]
-        if picture in rows:
-            lines.setdefault((rows[picture], text), line)
-    firsts = np.unique(list(rows.values()), return_index=True)[1]
-    own = np.asarray([row for row, _ in lines], dtype=np.int64)
-    return pictures.vectors[firsts], captions.vectors[list(lines.values())], own
+    owner = owners(chosen, pictures)
+    lines = distinct(chosen, owner, captions.kept[np.isin(owner[captions.kept], pictures.kept)])
+    gallery = pictures.kept[np.sort(np.unique(pictures.contents, return_index=True)[1])]
+    return rows(pictures, gallery), rows(captions, lines), np.searchsorted(gallery, owner[lines])
 
 
 def shown(texts: NDArray[np.float32], pictures: NDArray[np.float32], own: NDArray[np.int64]) -> Shown:

@@ -20,6 +20,7 @@ from clipflow import wire
 from clipflow.bulk.encoding import LocalEncoder
 from clipflow.errors import InvalidDocument, ReadOnly
 from clipflow.relevance.album import Fault, Picture, digest
+from clipflow.relevance.captions import CaptionSet
 from clipflow.settings import EncoderSettings
 from clipflow.weights import ModelSpec
 
@@ -188,3 +189,25 @@ class _Kept:
                 f'vectors cannot be kept in {self._path}: {error}; delete it if it is damaged, or choose another '
                 'CLIPFLOW_CACHE'
             ) from None
+
+
+def owners(chosen: CaptionSet, shown: Embedded) -> NDArray[np.int64]:
+    """The picture of each caption; of equal pictures the first, which would tie with the others."""
+    owner, firsts = np.arange(len(chosen.pictures)), dict[str, int]()
+    for place, content in zip(shown.kept.tolist(), shown.contents, strict=True):
+        owner[place] = firsts.setdefault(content, place)
+    return owner[[place for place, _ in chosen.captions]]
+
+
+def distinct(chosen: CaptionSet, owner: NDArray[np.int64], lines: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The captions that say something new of their picture."""
+    firsts = dict[tuple[int, str], int]()
+    for line in lines.tolist():
+        firsts.setdefault((int(owner[line]), chosen.captions[line][1]), line)
+    return np.asarray(list(firsts.values()), np.int64)
+
+
+def rows(part: Embedded, places: NDArray[np.int64]) -> NDArray[np.float32]:
+    """The vectors, [n, D], of [n] places that are all kept."""
+    found: NDArray[np.float32] = part.vectors[np.searchsorted(part.kept, places)]
+    return found

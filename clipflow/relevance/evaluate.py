@@ -11,7 +11,7 @@ from clipflow.relevance import bootstrap, metrics
 from clipflow.relevance.album import Fault, Picture
 from clipflow.relevance.bootstrap import Estimate
 from clipflow.relevance.captions import CaptionSet, LabelledSet
-from clipflow.relevance.embedding import Embedded
+from clipflow.relevance.embedding import Embedded, distinct, owners, rows
 from clipflow.relevance.systems import Progress, System, Vectors, Wanted, embedded
 
 TEXT_TO_IMAGE, IMAGE_TO_TEXT, ZERO_SHOT = 'text to image', 'image to text', 'zero-shot'
@@ -64,9 +64,9 @@ def captions(
     wanted = Wanted(chosen.pictures, others, [text for _, text in chosen.captions], ('{}',))
     found = [embedded(system, wanted, progress) for system in systems]
     pictures = _common([each.pictures for each in found])
-    owner = _owners(chosen, found[0].pictures)
+    owner = owners(chosen, found[0].pictures)
     kept = _common([each.texts for each in found])
-    kept = _distinct(chosen, owner, kept[np.isin(owner[kept], pictures)])
+    kept = distinct(chosen, owner, kept[np.isin(owner[kept], pictures)])
     if not len(kept):
         raise NotFound(_nothing([fault for each in found for fault in (*each.pictures.faults, *each.texts.faults)]))
     pictures = np.intersect1d(pictures, owner[kept])
@@ -76,8 +76,8 @@ def captions(
     items = len(pictures) + len(further)
     forward, back = list[metrics.Ranks](), list[metrics.Ranks]()
     for system, each in zip(systems, found, strict=True):
-        asked, shown = _rows(each.texts, kept), _rows(each.pictures, pictures)
-        gallery = np.concatenate([shown, _rows(each.others, further)])
+        asked, shown = rows(each.texts, kept), rows(each.pictures, pictures)
+        gallery = np.concatenate([shown, rows(each.others, further)])
         if system.index_kind == 'flat':
             forward.append(metrics.ranks_of(each.scores(asked, gallery), place[:, None], items))
         else:
@@ -101,7 +101,7 @@ def labelled(systems: Sequence[System], chosen: LabelledSet, title: str, progres
     right = np.asarray(chosen.labels, np.int64)[pictures][:, None]
     values = []
     for each in found:
-        scores = metrics.cosines(_rows(each.pictures, pictures), each.texts.vectors)
+        scores = metrics.cosines(rows(each.pictures, pictures), each.texts.vectors)
         ranks = metrics.ranks_of(scores, right, len(chosen.classes))
         values.append(metrics.zero_shot(ranks, len(chosen.classes)))
     measured = _measured(ZERO_SHOT, values, np.arange(len(pictures)), len(chosen.classes))
@@ -139,22 +139,6 @@ def _common(parts: Sequence[Embedded]) -> NDArray[np.int64]:
     return found
 
 
-def _owners(chosen: CaptionSet, shown: Embedded) -> NDArray[np.int64]:
-    """The picture of each caption; of equal pictures the first, which would tie with the others."""
-    owner, firsts = np.arange(len(chosen.pictures)), dict[str, int]()
-    for place, content in zip(shown.kept.tolist(), shown.contents, strict=True):
-        owner[place] = firsts.setdefault(content, place)
-    return owner[[place for place, _ in chosen.captions]]
-
-
-def _distinct(chosen: CaptionSet, owner: NDArray[np.int64], lines: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The captions that say something new of their picture."""
-    firsts = dict[tuple[int, str], int]()
-    for line in lines.tolist():
-        firsts.setdefault((int(owner[line]), chosen.captions[line][1]), line)
-    return np.asarray(list(firsts.values()), np.int64)
-
-
 def _further(found: Sequence[Vectors], pictures: NDArray[np.int64]) -> NDArray[np.int64]:
     """Places of further pictures that are none of those that are looked for; each content once."""
     shown = found[0].pictures
@@ -166,11 +150,6 @@ def _further(found: Sequence[Vectors], pictures: NDArray[np.int64]) -> NDArray[n
             seen.add(contents[place])
             kept.append(place)
     return np.asarray(kept, np.int64)
-
-
-def _rows(part: Embedded, places: NDArray[np.int64]) -> NDArray[np.float32]:
-    rows: NDArray[np.float32] = part.vectors[np.searchsorted(part.kept, places)]
-    return rows
 
 
 def _measured(

@@ -14,9 +14,10 @@ from starlette.types import Receive, Scope, Send
 
 from clipflow import wire
 from clipflow.errors import ClipflowError, InvalidParameter, NotFound, TooLarge
+from clipflow.tags import check_sendable
 from clipflow.web import bodies
 from clipflow.web.content import STAGE
-from clipflow.web.flow import FlowCall, check, document_json, error_json, from_base64, only, tags_from_form
+from clipflow.web.flow import FlowCall, document_json, error_json, from_base64, only, tags_from_form
 
 _MAX_FILES = 1000
 _LINES_AT_ONCE = 32
@@ -52,7 +53,7 @@ class NewDocument(BaseModel):
             doc.blob = from_base64(self.image)
         if self.embedding is not None:
             doc.embedding = np.array(self.embedding, dtype=np.float32)
-        check(doc)
+        check_sendable(doc)
 
 
 class Patch(BaseModel):
@@ -213,6 +214,6 @@ async def _from_form(request: Request) -> DocumentArray:
             doc.blob = await file.read()
             with wire.caught(doc, STAGE):
                 wire.check_id(doc)
-                check(doc)
+                check_sendable(doc)
             docs.append(doc)
         return docs

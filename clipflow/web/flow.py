@@ -10,7 +10,7 @@ from docarray import Document, DocumentArray
 
 from clipflow import access, wire
 from clipflow.errors import ClipflowError, InvalidDocument, InvalidParameter
-from clipflow.tags import plain_tags, unsendable
+from clipflow.tags import check_sendable, plain_tags, unsendable
 
 FlowCall = Callable[[str, DocumentArray, dict[str, Any]], Awaitable[DocumentArray]]
 """endpoint, Documents, parameters to Documents; raises ClipflowError."""
@@ -22,18 +22,12 @@ def checked(flow: FlowCall) -> FlowCall:
     async def call(endpoint: str, docs: DocumentArray, parameters: dict[str, Any]) -> DocumentArray:
         access.check(access.current.get(), endpoint)
         for doc in docs['@r,c,m'] if docs else ():
-            check(doc)
+            check_sendable(doc)
         if reason := unsendable(parameters):
             raise InvalidParameter(f'the parameters hold {reason}')
         return await flow(endpoint, docs, parameters)
 
     return call
-
-
-def check(doc: Document) -> None:
-    """Raises InvalidDocument if the Document cannot be sent to a stage."""
-    if reason := unsendable([doc.id, doc.text, doc.uri, doc.tags]):
-        raise InvalidDocument(f'{doc.id[:40]!r}: its id, text, uri or tags hold {reason}')
 
 
 def from_base64(text: str) -> bytes:

@@ -19,9 +19,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from clipflow import wire
 from clipflow.errors import ClipflowError, InvalidParameter, ModelMismatch, NotFound, Unavailable
+from clipflow.tags import check_sendable
 from clipflow.web import bodies, problems
 from clipflow.web.content import STAGE, Content, documents_of
-from clipflow.web.flow import FlowCall, check
+from clipflow.web.flow import FlowCall
 
 _ANY_MODEL = ('', 'clipflow')
 _MOST = 2048
@@ -133,7 +134,7 @@ def router(flow: FlowCall) -> APIRouter:
         docs = await documents_of(flow, asked.contents())
         for doc in docs:
             with wire.caught(doc, STAGE):
-                check(doc)
+                check_sendable(doc)
             _raise_error_of(doc)
         name = asked.model or ''
         endpoint = '/encode' if name in _ANY_MODEL else f'/encode/{name}'

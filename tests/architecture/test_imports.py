@@ -12,7 +12,7 @@ ALLOWED: dict[str, set[str]] = {
     'files': {'errors'},
     'tags': {'errors'},
     'clicks': {'errors'},
-    'templates': set(),
+    'templates': {'tags'},
     'settings': {'errors', 'templates'},
     'filters': {'errors'},
     'wire': {'errors', 'filters', 'templates', 'clicks'},
