@@ -48,8 +48,11 @@ class Switching:
 
     def answers(self) -> bool:
         """Whether a request passes through every stage: the gateway may still be looking for one that came up late."""
+        address = self._folder / 'gateway'
+        if not address.exists():
+            return True  # ours listens before it is ready, so this one is Jina's or the user's own, and cannot be asked
         try:
-            with Caller(self._folder / 'gateway') as gateway:
+            with Caller(address) as gateway:
                 gateway.ask('probe')
         except ClipflowError:
             return False

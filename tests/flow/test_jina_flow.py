@@ -14,7 +14,7 @@ from jina import Client
 
 from clipflow import ROOT
 from clipflow_client import Client as OurClient
-from service import free_port, until
+from service import Service, free_port, until
 
 
 def stop(process: 'subprocess.Popen[bytes]') -> None:
@@ -72,3 +72,13 @@ def test_jina_flow_serves_from_any_directory_and_honours_the_environment(tmp_pat
 def test_flow_yml_names_no_variable() -> None:
     # Jina leaves the name of a variable that is not set in its place, as a value.
     assert '$' not in (ROOT / 'flow.yml').read_text(encoding='utf-8')
+
+
+def test_clipflow_serve_serves_a_flow_with_jina_s_own_gateway(tmp_path: Path) -> None:
+    flow = yaml.safe_load((ROOT / 'benchmarks' / 'noop' / 'flow.yml').read_text(encoding='utf-8'))
+    for executor in flow['executors']:
+        executor['uses'] = str(ROOT / 'benchmarks' / 'noop' / executor['uses'])
+    path = tmp_path / 'flow.yml'
+    path.write_text(yaml.safe_dump(flow, sort_keys=False), encoding='utf-8')
+    with Service(tmp_path / 'workspace', flow=path) as service:  # it says that it serves
+        assert service.one('/', Document(id='a', text='x')).text == 'x'
