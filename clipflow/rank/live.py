@@ -126,6 +126,7 @@ class LiveHead:
                 raise Conflict('there is no head to go back to')
             return replace(state, live=state.before[0], before=state.before[1:])
 
+        self._follow()  # a file that was replaced since the last look is what one wants to get away from
         self._change(back)
 
     def off(self) -> None:

@@ -149,7 +149,7 @@ def _album(path: Path, images: Path | None) -> Album:
 
 
 def _nothing(path: Path, what: str, faults: list[Fault]) -> str:
-    first = f'; the first of {len(faults):,} faults: {faults[0].name}: {faults[0].reason}' if faults else ''
+    first = f'; left out: {len(faults):,}, the first {faults[0].name}: {faults[0].reason}' if faults else ''
     return f'{path} has no picture with a {what} that can be used{first}'
 
 

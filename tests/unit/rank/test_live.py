@@ -132,6 +132,16 @@ def test_a_watched_file_is_read_again_when_it_changes_and_missed_when_it_is_gone
     assert ranker.version == head(3).version
 
 
+def test_a_rollback_leads_away_from_a_file_that_was_replaced_just_before(folder: Path) -> None:
+    file = folder / 'mine.safetensors'
+    head(1).write(file)
+    ranker = Ranker(folder, file)
+    assert ranker.version == head(1).version
+    head(2).write(file)
+    ranker.rollback()
+    assert [ranker.version for _ in range(2)] == [head(1).version] * 2
+
+
 def test_a_file_that_is_not_right_leaves_the_live_head_and_is_told(folder: Path) -> None:
     file = folder / 'mine.safetensors'
     head(1).write(file)

@@ -177,7 +177,7 @@ def test_a_split_that_is_not_there_names_those_that_are(folder: Path) -> None:
 
 def test_nothing_that_can_be_used_is_an_error_with_the_first_reason(folder: Path) -> None:
     table = write(folder / 't.jsonl', [{'file': 'x.jpg', 'captions': ['a']}, {'file': 'y.jpg', 'captions': ['b']}])
-    with pytest.raises(NotFound, match=r'the first of 2 faults: x\.jpg: is not in images'):
+    with pytest.raises(NotFound, match=r'left out: 2, the first x\.jpg: is not in images'):
         read_captions(table)
 
 
