@@ -1,6 +1,7 @@
 # clipflow. "make demo" and "make test" need nothing but Python 3.11: they install what they need into .venv first.
 VENV ?= .venv
 PHOTOS ?=
+MODEL ?=
 export VENV
 # In two processes, file by file; then those that measure, one after the other.
 define TESTS
@@ -8,7 +9,7 @@ $(VENV)/bin/python -m pytest -n 2 --dist loadfile -m 'not alone'
 $(VENV)/bin/python -m pytest -m alone
 endef
 
-.PHONY: help setup setup-runtimes demo test long unit memory chaos containers containers-short check config clean
+.PHONY: help setup setup-runtimes demo test long unit gpu memory chaos containers containers-short check config clean
 
 help:  ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1	/' | expand -t 24
@@ -30,6 +31,10 @@ long: setup-runtimes check  ## All tests in their long forms, with foreign serve
 
 unit: setup  ## The tests that start no service (under two minutes)
 	$(VENV)/bin/python -m pytest tests/unit tests/congruence tests/architecture
+
+gpu: setup  ## With an NVIDIA GPU and a torch for CUDA in .venv: the tests that need one, then its figures (MODEL=folder)
+	$(VENV)/bin/python -m pytest --timeout 0 -rs tests/gpu
+	$(VENV)/bin/python benchmarks/gpu.py $(if $(MODEL),--model "$(MODEL)")
 
 memory: setup  ## Ten thousand requests through one service; "make test" sends fewer
 	REQUESTS=10000 $(VENV)/bin/python -m pytest --timeout 0 tests/crash/test_memory.py
