@@ -192,6 +192,8 @@ def main() -> None:
     if given.one:
         print(json.dumps(measure(given.one, given)))
         return
+    if given.device == 'cuda':
+        _check_card()
     found: dict[str, list[dict[str, Any]]] = {}
     for _ in range(given.rounds):
         for way in given.ways.split(','):
@@ -204,6 +206,13 @@ def main() -> None:
     if not found:
         raise SystemExit(f'nothing ran on {given.device}; what each said is above')
     _print(found, given)
+
+
+def _check_card() -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        raise SystemExit('PyTorch sees no CUDA device; is there a driver, and is it the CUDA build of torch?')
 
 
 def _print(found: dict[str, list[dict[str, Any]]], given: argparse.Namespace) -> None:

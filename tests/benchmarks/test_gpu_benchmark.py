@@ -5,6 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+import torch
+
 from clipflow import ROOT
 from unit import checkpoints
 
@@ -31,6 +34,13 @@ def test_it_measures_what_is_there_and_names_what_is_not(tmp_path: Path) -> None
     (files,) = (row for name, row in rows.items() if name in ('torch float32, 2', 'torch float32, 8'))
     decoding, both = (float(rate.replace(',', '')) for rate in re.findall(r'\| ([\d,]+) \(', files)[:2])
     assert min(decoding, both) > 0
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='there is a card')
+def test_without_a_card_it_says_so_at_once() -> None:
+    done = run(ROOT / 'models' / 'clip-mini', '--device', 'cuda')
+    assert (done.returncode, done.stdout) == (1, '')
+    assert done.stderr == 'PyTorch sees no CUDA device; is there a driver, and is it the CUDA build of torch?\n'
 
 
 def test_where_nothing_runs_it_says_so(tmp_path: Path) -> None:
