@@ -17,8 +17,9 @@ from rich.progress import track
 from clipflow import ROOT
 from clipflow.pictures import decode, prepare
 from clipflow.sessions.base import Options, Session
+from clipflow.sessions.machine import this_machine
 from clipflow.sessions.parity import closeness
-from clipflow.sessions.registry import load, this_machine
+from clipflow.sessions.registry import load
 from clipflow.tokens import Tokenizer
 from clipflow.weights import ModelSpec, load_spec
 from quality import captions, photographs

@@ -34,6 +34,7 @@ _QUIET = {
     # stage needs; 2**10 cycles are enough. It is read when NumPy is loaded, which Jina does before our code.
     'OPENBLAS_THREAD_TIMEOUT': '10',
 }
+_CARDS = 'CUDA_VISIBLE_DEVICES'
 _POLL_SECONDS = 0.1
 _GATEWAY_STOP_SECONDS = 3.0
 _STOP_SECONDS = 8.0
@@ -56,6 +57,9 @@ def load_flow(path: Path, settings: GatewaySettings) -> dict[str, Any]:
     for part in [gateway, *flow.get('executors', [])]:
         if isinstance(part.get('uses'), str) and (path.parent / part['uses']).exists():
             part['uses'] = str((path.parent / part['uses']).resolve())
+        # Of RR alone Jina makes all cards of the host, whichever of them this process may see.
+        if (part.get('env') or {}).get(_CARDS) == 'RR' and (seen := os.environ.get(_CARDS)) is not None:
+            part['env'][_CARDS] = f'RR{seen}' if seen[:1].isalnum() and not seen.startswith('RR') else seen
     if 'host' in settings.model_fields_set:
         gateway['host'] = settings.host
     ports = {'grpc': ('grpc_port', settings.grpc_port), 'http': ('http_port', settings.http_port)}

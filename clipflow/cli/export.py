@@ -59,9 +59,11 @@ def run(given: argparse.Namespace) -> int:
     """Export, compare, and print where the files are and how close they come."""
     if given.format == 'k8s':
         return _write_component(given.flow, given.out or given.base / 'flow', given.base)
+    from clipflow.errors import InvalidParameter
     from clipflow.sessions.base import Options
     from clipflow.sessions.export import exported, locked, put
-    from clipflow.sessions.registry import load, this_machine
+    from clipflow.sessions.machine import this_machine
+    from clipflow.sessions.registry import load
     from clipflow.sessions.triton import Serving, write_repository
     from clipflow.settings import EncoderSettings
     from clipflow.weights import load_spec
@@ -72,10 +74,17 @@ def run(given: argparse.Namespace) -> int:
     if given.format == 'tensorrt':
         return _build_engines(spec, given.precision or 'float16', cache)
     precision = given.precision or 'float32'
+    if given.format == 'triton' and given.gpu and precision == 'int8':
+        raise InvalidParameter('int8 is for CPUs; with --gpu take --precision float16')
     directory = exported(spec, cache, precision)
     if given.format == 'triton':
-        session = load('torch', spec, Options('cpu', 'float32', 1, False, cache))
-        serving = Serving(precision, given.gpu, given.instances)
+        # Of int8 it tells which tower is not close enough.
+        runtime, number = ('onnx', 'int8') if precision == 'int8' else ('torch', 'float32')
+        session = load(runtime, spec, Options('cpu', number, 1, False, cache))
+        exact = session.description.get('float32_towers', '')
+        if exact:
+            print(f'the {exact.replace(", ", " and the ")} tower stays in float32, from which int8 takes it too far')
+        serving = Serving(precision, given.gpu, given.instances, frozenset(exact.split(', ')))
         folders = write_repository(spec, cache, given.out or Path('triton'), session.dimension, serving)
         print(f'{spec.name}: {", ".join(str(folder) for folder in folders)}')
         return 0

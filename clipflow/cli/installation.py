@@ -1,5 +1,6 @@
 """What is installed here, beside what this distribution asks for: read from metadata, nothing is imported."""
 
+import contextlib
 import re
 import sys
 from collections.abc import Iterable, Iterator
@@ -24,10 +25,10 @@ class Pin:
 
     def there(self) -> str | None:
         """The version that is installed."""
-        try:
-            return metadata.version(self.name)
-        except metadata.PackageNotFoundError:
-            return None
+        for name in (self.name, f'{self.name}-gpu'):  # onnxruntime-gpu stands in place of onnxruntime
+            with contextlib.suppress(metadata.PackageNotFoundError):
+                return metadata.version(name)
+        return None
 
     def is_met_by(self, version: str | None) -> bool:
         """Builds of one version, such as 2.13.0+cpu, are alike."""

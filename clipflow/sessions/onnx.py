@@ -19,6 +19,8 @@ CUDA = 'CUDAExecutionProvider'
 _CPU = 'CPUExecutionProvider'
 _LEAST_COSINE = 0.99
 """A tower whose 8-bit vectors are further than this from those of float32 stays in float32."""
+_NO_MEMORY = ('allocate memory', 'out of memory', 'STATUS_ALLOC_FAILED', 'bad_alloc')
+"""What ONNX Runtime, CUDA and its libraries say; there is no class for it."""
 
 
 def load(spec: ModelSpec, options: Options) -> 'OnnxSession':
@@ -67,13 +69,16 @@ class OnnxSession:
         wanted = [CUDA, _CPU] if self._options.device == 'cuda' else [_CPU]
         if CUDA in wanted:
             onnxruntime.preload_dlls()  # finds the libraries of CUDA that came with torch
-        # TF32 is on by default, and then float32 is not as good as float32.
-        own = [{'use_tf32': '0'} if provider == CUDA else {} for provider in wanted]
+        # By default it computes in TF32, and then float32 is not as good as float32; and it tries all ways of a
+        # convolution for every new size of a batch, which takes longer than the batch.
+        of_cuda = {'use_tf32': '0', 'cudnn_conv_algo_search': 'HEURISTIC'}
+        own = [of_cuda if provider == CUDA else {} for provider in wanted]
+        # By default it goes on with the CPU when CUDA fails, now or in a later call, and only prints that.
         session = onnxruntime.InferenceSession(
-            str(self._directory / name), settings, providers=wanted, provider_options=own
+            str(self._directory / name), settings, providers=wanted, provider_options=own, enable_fallback=0
         )
         if session.get_providers()[0] != wanted[0]:
-            # It goes on with the CPU by itself, and says so only in its log.
+            # A library that is missing counts as no failure, and stands only in its log.
             raise InvalidParameter(
                 'ONNX Runtime cannot use the CUDA device; do the versions of onnxruntime-gpu, CUDA and cuDNN fit?'
             )
@@ -122,10 +127,15 @@ class OnnxSession:
         try:
             vectors: NDArray[np.float32] = session.run(None, inputs)[0]
             return vectors
-        except Exception as error:  # ONNX Runtime has no class for it
-            if 'allocate memory' not in str(error):
+        except Exception as error:
+            if not any(sign in str(error) for sign in _NO_MEMORY):
                 raise
-            raise OutOfMemory(str(error)[:200]) from None
+            reason = str(error)[:200]
+        # A session keeps what it has ever taken, and leaves the other tower no room either.
+        del session
+        for each in TOWERS:
+            self._towers.release(each)
+        raise OutOfMemory(reason)
 
     def release(self, tower: Tower) -> None:
         """See `base.Session`."""

@@ -5,15 +5,17 @@ A new runtime is a module beside this one, a line in `_RUNTIMES`, and its place 
 
 import logging
 import os
-import sys
 from dataclasses import dataclass
 from importlib import import_module
-from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
+
 from clipflow.errors import ClipflowError, InvalidParameter, first_line
-from clipflow.sessions.base import Options, Session
+from clipflow.sessions.base import IMAGE, TEXT, Options, Session, grey
+from clipflow.sessions.machine import Machine, this_machine
 from clipflow.settings import EncoderSettings
+from clipflow.tokens import Tokenizer
 from clipflow.weights import ModelSpec
 
 _log = logging.getLogger('clipflow.sessions')
@@ -27,30 +29,8 @@ _RUNTIMES = {
     'fake': 'clipflow.sessions.fake',
 }
 _EXTRAS = {'kserve': 'triton'}
-_PACKAGES = {'onnx': ('onnx', 'onnxruntime'), 'openvino': ('onnx', 'openvino'), 'tensorrt': ('onnx', 'tensorrt')}
 ELSEWHERE = ('fake', 'kserve')
 """Runtimes that do not compute in this process; what this machine has does not matter to them."""
-_DRIVERS = ('/dev/nvidiactl', '/dev/dxg')
-"""What NVIDIA's driver leaves in Linux, and in Linux on Windows."""
-_BFLOAT16_FLAGS = {'amx_bf16', 'avx512_bf16'}
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What this process can compute with."""
-
-    cuda: bool
-    """Whether PyTorch can use an NVIDIA GPU."""
-    bfloat16: bool
-    """Whether the CPU multiplies in bfloat16; without it, that is slower than float32."""
-    packages: frozenset[str]
-    """Runtimes beside torch whose packages can be imported."""
-    mps: bool = False
-    """Whether PyTorch can use the GPU of a Mac."""
-    onnx_cuda: bool = False
-    """Whether ONNX Runtime was built for CUDA."""
-    broken: tuple[str, ...] = ()
-    """A sentence for each package that is installed but cannot be imported."""
 
 
 @dataclass(frozen=True)
@@ -72,72 +52,24 @@ class Opened:
     warnings: tuple[str, ...]
 
 
-def this_machine() -> Machine:
-    """Look around; a package that is there but broken counts as missing."""
-    names = {name for packages in _PACKAGES.values() for name in packages}
-    faults = {name: fault for name in sorted(names) if (fault := _import_fault(name)) is not None}
-    packages = frozenset(runtime for runtime, needed in _PACKAGES.items() if not faults.keys() & set(needed))
-    try:
-        flags = set(Path('/proc/cpuinfo').read_text(encoding='utf-8').partition('flags')[2].partition('\n')[0].split())
-    except OSError:
-        flags = set()
-    cuda = _has_cuda()
-    return Machine(
-        cuda,
-        bool(flags & _BFLOAT16_FLAGS),
-        packages,
-        _has_mps(),
-        cuda and 'onnx' in packages and _onnx_has_cuda(),
-        tuple(fault for fault in faults.values() if fault),
-    )
-
-
-def _has_cuda() -> bool:
-    """Whether PyTorch can use a GPU; without a driver it is not even imported, which saves memory and a second."""
-    if not any(Path(driver).exists() for driver in _DRIVERS):
-        return False
-    import torch
-
-    return torch.cuda.is_available()
-
-
-def _has_mps() -> bool:
-    if sys.platform != 'darwin':
-        return False
-    import torch
-
-    return torch.backends.mps.is_available()
-
-
-def _onnx_has_cuda() -> bool:
-    import onnxruntime
-
-    return 'CUDAExecutionProvider' in onnxruntime.get_available_providers()
-
-
-def _import_fault(name: str) -> str | None:
-    """None if a package can be imported, '' if it is not installed, else a sentence about what is wrong with it."""
-    try:
-        import_module(name)
-    except ModuleNotFoundError as error:
-        return '' if error.name == name else _broken(name, error)
-    except Exception as error:  # one that was built for another version of its neighbours raises anything
-        return _broken(name, error)
-    return None
-
-
-def _broken(name: str, error: Exception) -> str:
-    return f'the package {name} is installed, but cannot be imported: {first_line(error)}'
-
-
 def candidates(settings: EncoderSettings, machine: Machine) -> list[Choice]:
     """Ways to run a model, best first. int8 is never chosen by itself: its vectors are not those of float32."""
     if settings.runtime in ELSEWHERE:
         return [Choice(settings.runtime, 'cpu', 'float32', 'asked for')]
     device = _device(settings, machine)
+    found = _on(device, settings, machine)
+    if not found:
+        raise InvalidParameter(_nothing(settings, device))
+    if device == 'cuda' and settings.runtime == settings.device == 'auto':
+        found += _on('cpu', settings, machine)  # for a GPU that is too old for this PyTorch, or full
+    return found
+
+
+def _on(device: str, settings: EncoderSettings, machine: Machine) -> list[Choice]:
+    """Ways to run a model on one device."""
     precisions = [settings.precision]
     if settings.precision == 'auto' and device == 'cuda':
-        precisions = ['float16']
+        precisions = ['float16', 'float32']  # for a model whose numbers 16 bits do not hold
     elif settings.precision == 'auto' and device == 'mps':
         precisions = ['float32']
     elif settings.precision == 'auto':
@@ -149,8 +81,6 @@ def candidates(settings: EncoderSettings, machine: Machine) -> list[Choice]:
                 found.append(Choice(runtime, device, precision, _reason(runtime, device, precision, settings)))
             elif settings.runtime == runtime:
                 found.append(Choice(runtime, device, precision, 'asked for'))
-    if not found:
-        raise InvalidParameter(_nothing(settings, device))
     return found
 
 
@@ -186,9 +116,8 @@ def _device(settings: EncoderSettings, machine: Machine) -> str:
     device = settings.device if settings.device != 'auto' else 'cuda' if cuda[settings.runtime] else 'cpu'
     if device == 'cuda' and not machine.cuda:
         asked = 'CLIPFLOW_DEVICE is cuda' if settings.device == 'cuda' else 'tensorrt needs an NVIDIA GPU'
-        raise InvalidParameter(
-            f'{asked}, but PyTorch finds no CUDA device; is there a driver, and is it the CUDA build?' + _unresolved()
-        )
+        reason = machine.idle or 'is there a driver, and is it the CUDA build?'
+        raise InvalidParameter(f'{asked}, but PyTorch finds no CUDA device ({reason})' + _unresolved())
     if device == 'mps' and not machine.mps:
         raise InvalidParameter('CLIPFLOW_DEVICE is mps, but PyTorch finds no such device; it is the GPU of a Mac')
     return device
@@ -198,7 +127,7 @@ def _unresolved() -> str:
     """What Jina leaves in the environment where it should give each replica a card, and cannot count them."""
     if not os.environ.get('CUDA_VISIBLE_DEVICES', '').startswith('RR'):
         return ''
-    return ' Jina did not find nvidia-smi, which tells it how many cards there are: set CUDA_TOTAL_DEVICES'
+    return '; Jina did not find nvidia-smi, which tells it how many cards there are: set CUDA_TOTAL_DEVICES'
 
 
 def _installed(runtime: str, device: str, machine: Machine) -> bool:
@@ -287,7 +216,10 @@ def open_session(
         except ClipflowError as error:
             if choice == choices[-1]:
                 raise
-            warnings.append(f'{choice.runtime} was to be used, but: {error}')
+            said = f'{choice.runtime} was to be used, but: {error}'
+            if said not in warnings:  # in two number formats, perhaps
+                warnings.append(said)
+                _log.warning('%s', said)
     raise AssertionError('unreachable')
 
 
@@ -314,12 +246,28 @@ def load(runtime: str, spec: ModelSpec, options: Options) -> Session:
     """
     module = imported(runtime)
     try:
-        return cast(Session, module.load(spec, options))
+        session = cast(Session, module.load(spec, options))
+        if runtime not in ELSEWHERE:
+            _check_vectors(session, spec, options)
+        return session
     except ClipflowError:
         raise
     except Exception as error:  # what its library raises
         _log.exception('%s cannot load the model %s', runtime, spec.name)
         raise InvalidParameter(f'{runtime} cannot load the model {spec.name}: {first_line(error)}') from None
+
+
+def _check_vectors(session: Session, spec: ModelSpec, options: Options) -> None:
+    """Raises InvalidParameter for a model whose numbers grow larger than its number format can hold."""
+    tokens = Tokenizer(spec)(['a photo'])
+    vectors = {IMAGE: session.encode_images(grey(spec)), TEXT: session.encode_texts(tokens.ids, tokens.mask)}
+    for tower, found in vectors.items():
+        if not np.isfinite(found).all():
+            session.close()
+            what = 'look at its weights' if options.precision == 'float32' else 'set CLIPFLOW_PRECISION=float32'
+            raise InvalidParameter(
+                f'the {tower} tower of {spec.name} gives vectors that are not finite in {options.precision}; {what}'
+            )
 
 
 def without_effect(settings: EncoderSettings, choice: Choice) -> tuple[str, ...]:
@@ -335,6 +283,11 @@ def without_effect(settings: EncoderSettings, choice: Choice) -> tuple[str, ...]
 def faster(settings: EncoderSettings, choice: Choice, machine: Machine) -> tuple[str, ...]:
     """Name what would be faster than what was chosen, and what is broken that might be."""
     broken = machine.broken if settings.runtime == 'auto' else ()
+    if machine.idle and settings.device == 'auto' and settings.runtime in ('auto', 'torch', 'onnx'):
+        idle = (
+            f'there is an NVIDIA GPU, but PyTorch cannot use it ({machine.idle}); install its build for CUDA, or set '
+        )
+        broken = (idle + 'CLIPFLOW_DEVICE=cpu', *broken)
     if machine.mps and settings.device == 'auto':
         return (*broken, 'this machine has a GPU that was not measured: compare with CLIPFLOW_DEVICE=mps')
     if settings.runtime == 'onnx' and machine.cuda and choice.device == 'cpu' and settings.device == 'auto':

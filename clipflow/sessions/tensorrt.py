@@ -36,6 +36,8 @@ _WORKSPACE_BYTES = 2 << 30
 _SECONDS_BETWEEN_LINES = 1.0
 _ERRORS = 3
 """So many are told."""
+_NO_MEMORY = ('OutOfMemory', 'out of memory')
+"""What TensorRT and CUDA say."""
 
 
 def load(spec: ModelSpec, options: Options) -> 'TensorRtSession':
@@ -108,7 +110,7 @@ class TensorRtSession:
         if engine is not None:
             return engine, ''
         reason = _LOGGER.said()
-        if 'memory' in reason.lower():  # the plan is sound, and to build it would need more
+        if _is_of_memory(reason):  # the plan is sound, and to build it would need more
             raise Unavailable(f'the GPU has no memory for the engine {plan.name}: {reason}')
         return None, reason
 
@@ -141,7 +143,7 @@ class TensorRtSession:
     def _once(self, tower: Tower, inputs: dict[str, NDArray[Any]]) -> NDArray[np.float32]:
         try:
             return self._towers[tower].run(inputs, self._stream)
-        except torch.OutOfMemoryError as error:
+        except (torch.OutOfMemoryError, OutOfMemory) as error:
             reason = str(error)
         # Outside of the handler, where nothing holds the tensors of the call any more.
         torch.cuda.empty_cache()
@@ -181,10 +183,15 @@ class _Engine:
             for name, tensor in tensors.items():
                 self._context.set_tensor_address(name, tensor.data_ptr())
             if not self._context.execute_async_v3(torch.cuda.current_stream().cuda_stream):
-                raise Internal(f'TensorRT does not run: {_LOGGER.said()}')
+                reason = _LOGGER.said()
+                raise OutOfMemory(reason) if _is_of_memory(reason) else Internal(f'TensorRT does not run: {reason}')
             stream.synchronize()
             vectors: NDArray[np.float32] = tensors['vectors'].cpu().numpy()
             return vectors
+
+
+def _is_of_memory(reason: str) -> bool:
+    return any(sign in reason for sign in _NO_MEMORY)
 
 
 def are_there(spec: ModelSpec, cache: Path, precision: str) -> bool:

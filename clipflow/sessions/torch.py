@@ -16,8 +16,8 @@ _log = logging.getLogger('clipflow.torch')
 
 _COMPILED_FOR = ((1, 8), (1, 9), (2, 8), (3, 9))
 """Items, and tokens of each, that make PyTorch see which sizes change."""
-_NO_MEMORY = "can't allocate memory"
-"""What is said of a CPU; only GPUs have a class of their own for it."""
+_NO_MEMORY = ("can't allocate memory", 'out of memory', 'CUBLAS_STATUS_ALLOC_FAILED')
+"""What CPUs, Macs and the libraries of CUDA say, which have no class for it."""
 _TOKENS_FOR_ONE_THREAD = 64
 """A short query gains a fifth from a second thread, and loses threefold where that thread has to wait for its core."""
 
@@ -39,7 +39,8 @@ class TorchSession:
             raise InvalidParameter(f'torch computes in {", ".join(FORMATS)}, not in {options.precision!r}')
         self._spec, self._options = spec, options
         self._device = torch.device(options.device)
-        torch.backends.cudnn.allow_tf32 = False  # on by default, and then float32 is not as good as float32
+        # On by default, in NVIDIA's images the second too, and then float32 is not as good as float32.
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         self._towers = Towers(lambda tower: self._load(tower)[tower], self._load(*TOWERS))
         self.dimension = int(self.encode_images(grey(spec)).shape[1])
 
@@ -86,7 +87,7 @@ class TorchSession:
         try:
             return self._call(tower, module, inputs)
         except RuntimeError as error:
-            if not isinstance(error, torch.OutOfMemoryError) and _NO_MEMORY not in str(error):
+            if not isinstance(error, torch.OutOfMemoryError) and not any(sign in str(error) for sign in _NO_MEMORY):
                 raise
             reason = str(error)
         # Outside of the handler, where nothing holds the tensors of the call any more.
@@ -108,8 +109,8 @@ class TorchSession:
         self._free()
 
     def _free(self) -> None:
-        if self._device.type == 'cuda':
-            torch.cuda.empty_cache()
+        if self._device.type != 'cpu':
+            getattr(torch, self._device.type).empty_cache()  # torch.cuda or torch.mps
 
     def close(self) -> None:
         """See `base.Session`."""

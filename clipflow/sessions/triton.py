@@ -59,6 +59,8 @@ class Serving:
     """On its GPUs, not on the CPU."""
     instances: int = 1
     """How many of each tower run at once, on each device."""
+    exact: frozenset[str] = frozenset()
+    """Towers that stay in float32 beside one in another precision."""
 
 
 def write_repository(spec: ModelSpec, cache: Path, out: Path, dimension: int, serving: Serving) -> list[Path]:
@@ -94,7 +96,7 @@ def _written(directory: Path, spec: ModelSpec, out: Path, dimension: int, servin
         # Triton looks for new folders with numbers: the file is whole before the folder has its name.
         temporary = folder / f'{version}.part'
         temporary.mkdir(exist_ok=True)
-        graph = directory / file_name(tower, serving.precision)
+        graph = directory / file_name(tower, 'float32' if tower in serving.exact else serving.precision)
         for file in files_of(graph):  # the graph knows the other one by its name
             shutil.copyfile(file, temporary / ('model.onnx' if file == graph else file.name))
         # What is said of it is there before: the session asks for that when it sees another version.

@@ -11,7 +11,7 @@ import torch
 from clipflow.errors import InvalidParameter
 from clipflow.relevance.album import digest
 from clipflow.relevance.captions import Fault
-from clipflow.sessions.registry import this_machine
+from clipflow.sessions.machine import this_machine
 from clipflow.sessions.towers import FORMATS
 from clipflow.tuning import data as reading
 from clipflow.tuning import folder, mixing, strategies

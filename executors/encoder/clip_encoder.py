@@ -4,17 +4,18 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from docarray import Document, DocumentArray
 
 from clipflow import templates, wire
-from clipflow.batching import Embedder, in_jobs
+from clipflow.batching import Embedder, Job, in_jobs
 from clipflow.border.room import Room, endpoint
 from clipflow.cache import TextCache
 from clipflow.classify import classify
-from clipflow.errors import ModelMismatch
+from clipflow.errors import ModelMismatch, first_line
 from clipflow.gathering import Gathering
+from clipflow.sessions.cuda import is_lost
 from clipflow.sessions.registry import open_session
 from clipflow.settings import EncoderSettings
 from clipflow.weights import is_served
@@ -50,7 +51,7 @@ class ClipEncoder(Room):
         self.work = WorkQueue(self.stage, 1, self.settings.queue_limit)
         with _leaving_at_once():
             self._embedder = self.work.do(self._load)
-        self._gathering = Gathering(self.work, self._embedder.embed_together, self.settings.batch_size)
+        self._gathering = Gathering(self.work, self._embed_together, self.settings.batch_size)
         self._usual = templates.usual(self.settings.templates, self.spec.templates)
         self._closing = threading.Event()
         if self.settings.tower_ttl:
@@ -146,12 +147,25 @@ class ClipEncoder(Room):
         """After a call that failed, both towers are asked for something before this stage counts as ready again."""
         if self._gathering.failed:
             try:
-                await self.work.run(Parameters(), self._embedder.probe)
+                await self.work.run(Parameters(), self._on_device, self._embedder.probe)
             except Exception as error:  # a broken session raises what its runtime raises
                 self.log.warning('the model does not answer: %s', str(error) or type(error).__name__)
                 return False
             self._gathering.failed = False
         return True
+
+    def _embed_together(self, jobs: Sequence[Job]) -> None:
+        self._on_device(lambda: self._embedder.embed_together(jobs))
+
+    def _on_device(self, call: Callable[[], None]) -> None:
+        """Let the model do something. A GPU that is lost to this process ends it, so that another one is started."""
+        try:
+            call()
+        except Exception as error:
+            if is_lost(self._embedder.session):
+                self.log.critical('the GPU is lost to this process, which ends: %s', first_line(error))
+                os._exit(1)
+            raise
 
     async def _embed(self, docs: list[Document], parameters: EncodeParameters, templates: Sequence[str] = ()) -> None:
         if parameters.model and not is_served(parameters.model, self.spec):

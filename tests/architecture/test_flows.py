@@ -81,6 +81,37 @@ def test_the_sharded_flow_is_the_flow_with_an_indexer_for_each_shard() -> None:
     assert others == [own['preprocessor'], own['encoder'], own['ranker'] | {'needs': names}]
 
 
+@pytest.mark.parametrize(
+    ('seen', 'given'),
+    [
+        (None, {0: 0, 1: 1, 2: 2}),
+        ('2,3', {0: 2, 1: 3, 2: 2}),
+        ('3', {0: 3, 1: 3, 2: 3}),
+        ('GPU-8f3a,GPU-11c2', {0: 'GPU-8f3a', 1: 'GPU-11c2', 2: 'GPU-8f3a'}),
+        ('RR1:3', {0: 1, 1: 2, 2: 1}),
+    ],
+)
+def test_replicas_take_turns_on_the_cards_that_this_process_may_see(
+    monkeypatch: pytest.MonkeyPatch, seen: str | None, given: dict[int, int | str]
+) -> None:
+    from jina.orchestrate.deployments import Deployment
+
+    monkeypatch.setenv('PATH', '')  # where Jina looks for nvidia-smi
+    monkeypatch.setenv('CUDA_TOTAL_DEVICES', '4')
+    monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
+    if seen is not None:
+        monkeypatch.setenv('CUDA_VISIBLE_DEVICES', seen)
+    encoder = next(part for part in loaded(ROOT / 'flows' / 'gpu.yml')['executors'] if part['name'] == 'encoder')
+    assert Deployment._roundrobin_cuda_device(encoder['env']['CUDA_VISIBLE_DEVICES'], 3) == given
+
+
+@pytest.mark.parametrize('hidden', ['', '-1'])
+def test_cards_that_are_hidden_stay_so(monkeypatch: pytest.MonkeyPatch, hidden: str) -> None:
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', hidden)
+    encoder = next(part for part in loaded(ROOT / 'flows' / 'gpu.yml')['executors'] if part['name'] == 'encoder')
+    assert encoder['env'] == {'CUDA_VISIBLE_DEVICES': hidden}
+
+
 @pytest.mark.parametrize('path', FLOWS, ids=lambda path: path.stem)
 def test_a_variant_says_how_it_is_served(path: Path) -> None:
     text = path.read_text(encoding='utf-8')

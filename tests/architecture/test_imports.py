@@ -114,6 +114,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     'client': {'errors', 'tags', 'clicks', 'wire'},
     'cli': {
+        'access',
         'deploy',
         'flows',
         'tuning',

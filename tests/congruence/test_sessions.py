@@ -235,7 +235,7 @@ def test_what_openvino_raises_without_memory_is_told_as_such(error: Exception, t
         openvino._vectors(Request(), [np.zeros((1, 3), np.int64)])
 
 
-def test_onnx_on_cuda_computes_in_float32_and_not_in_tf32(
+def test_onnx_on_cuda_computes_in_float32_and_not_in_tf32_and_searches_nothing_anew(
     spec_of: Callable[[str], ModelSpec], cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     onnxruntime: Any = pytest.importorskip('onnxruntime', reason="the extra 'onnx' is not installed")
@@ -263,5 +263,5 @@ def test_onnx_on_cuda_computes_in_float32_and_not_in_tf32(
     monkeypatch.setattr(onnxruntime, 'InferenceSession', Session)
     onnx.load(spec_of('clip'), Options('cuda', 'float32', 1, False, cache))
     assert [dict(zip(one['providers'], one['provider_options'], strict=True))[onnx.CUDA] for one in asked] == [
-        {'use_tf32': '0'}
+        {'use_tf32': '0', 'cudnn_conv_algo_search': 'HEURISTIC'}
     ] * 2

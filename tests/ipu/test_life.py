@@ -107,7 +107,9 @@ def test_another_error_fails_one_request_only(checkpoint: Path, tmp_path: Path) 
 def test_too_few_ipus_end_it_at_the_start(checkpoint: Path, tmp_path: Path) -> None:
     with Worker(checkpoint, tmp_path, POPTORCH_DOUBLE_IPUS='1') as worker:
         assert worker.process.wait(SECONDS) == 1
-        assert worker.said('ended: ').endswith('No device found on the system with 1 IPUs')
+        assert worker.said('ended: ').endswith(
+            'No device found on the system with 1 IPUs; both towers together take twice NUM_AVAILABLE_IPU, which is 1'
+        )
         assert 'leak' not in worker.events()
 
 

@@ -18,10 +18,12 @@ import torch
 
 from clipflow.cli.main import main
 from clipflow.errors import Internal, InvalidParameter, Unavailable
+from clipflow.sessions import machine as machines
 from clipflow.sessions import registry
 from clipflow.sessions.base import IMAGE, TEXT, Options, OutOfMemory
+from clipflow.sessions.machine import Machine
 from clipflow.sessions.parity import compare
-from clipflow.sessions.registry import Machine, open_session
+from clipflow.sessions.registry import open_session
 from clipflow.settings import EncoderSettings
 from unit import checkpoints
 
@@ -266,7 +268,7 @@ def test_a_plan_that_is_missing_where_nothing_can_be_written_is_told_with_what_t
 def test_doctor_takes_a_cache_that_cannot_be_written_for_a_fault_only_without_plans(
     bench: Bench, closed: Callable[[], None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(registry, 'this_machine', lambda: Machine(True, True, frozenset({'tensorrt'})))
+    monkeypatch.setattr(machines, 'this_machine', lambda: Machine(True, True, frozenset({'tensorrt'})))
     monkeypatch.setenv('CLIPFLOW_MODEL', str(bench.spec_of('clip').directory))
     monkeypatch.setenv('CLIPFLOW_CACHE', str(bench.cache))
     monkeypatch.setenv('CLIPFLOW_WORKSPACE', str(bench.cache.parent / 'workspace'))
@@ -336,6 +338,23 @@ def test_memory_that_runs_out_is_said_and_the_next_call_works(bench: Bench, monk
             session.encode_images(pixels)
     assert cuda.GPU.emptied == emptied + 1
     assert (session.encode_images(pixels) == expected).all()
+
+
+def test_memory_that_runs_out_within_tensorrt_is_said_too(bench: Bench) -> None:
+    session = bench.open()
+    pixels, _, _ = bench.probes()
+    expected, emptied = session.encode_images(pixels), cuda.GPU.emptied
+    bench.device.faults['execute'] = 'IExecutionContext::enqueueV3: Error Code 2: OutOfMemory (no further information)'
+    with pytest.raises(OutOfMemory, match='Error Code 2: OutOfMemory'):
+        session.encode_images(pixels)
+    assert cuda.GPU.emptied == emptied + 1
+    assert (session.encode_images(pixels) == expected).all()
+
+
+def test_an_illegal_access_to_memory_is_no_lack_of_it(bench: Bench) -> None:
+    bench.open()
+    bench.device.faults['engine'] = 'Error Code 1: Cuda Runtime (an illegal memory access was encountered)'
+    assert bench.open().dimension == checkpoints.DIMENSION, 'the plan is read a second time'
 
 
 def test_a_tower_that_was_released_comes_back(bench: Bench) -> None:

@@ -61,7 +61,7 @@ def encoder(mini: ModelSpec, session: Session, monkeypatch: pytest.MonkeyPatch) 
     room.settings, room.spec, room.log = EncoderSettings.load(batch_size=4), mini, logging.getLogger('clipflow.test')
     room.work = WorkQueue('encoder', 1, 100)
     room._embedder = Embedder(mini, session, 4, TextCache(100))
-    room._gathering = Gathering(room.work, room._embedder.embed_together, 4)
+    room._gathering = Gathering(room.work, room._embed_together, 4)
     return room
 
 
@@ -102,6 +102,31 @@ def test_it_does_not_count_as_working_until_the_tower_that_failed_answers(
     asked = len(session.calls)
     assert works(encoder)
     assert len(session.calls) == asked
+
+
+def test_a_gpu_that_is_lost_to_the_process_ends_it(
+    encoder: Any, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said, codes = '', list[int]()
+
+    def synchronize() -> None:
+        if said:
+            raise RuntimeError(said)
+
+    monkeypatch.setattr(Session, 'description', {**session.description, 'device': 'cuda'})
+    monkeypatch.setattr('torch.cuda.synchronize', synchronize)
+    monkeypatch.setattr('os._exit', codes.append)
+    session.broken = {'text'}
+    with pytest.raises(RuntimeError, match='text tower is broken'):
+        embed(encoder, Document(text='new'))
+    assert not works(encoder)
+    assert codes == [], 'CUDA goes on after this error'
+    said = 'CUDA error: an illegal memory access was encountered'
+    assert not works(encoder)
+    assert codes == [1]
+    with pytest.raises(RuntimeError, match='text tower is broken'):
+        embed(encoder, Document(text='other'))
+    assert codes == [1, 1]
 
 
 def test_a_classification_that_fails_counts_too(encoder: Any, session: Session) -> None:

@@ -22,6 +22,10 @@ MEMORY_PROPORTION = 0.1
 """Of each IPU's memory, for the temporary data of one operation; the value of the vendor's CLIP example."""
 
 
+_NO_IPU = 'Failed to acquire'
+"""What PopTorch says; there is no class for it."""
+
+
 class Fatal(Exception):
     """This process cannot go on; its supervisor is to start another."""
 
@@ -107,6 +111,11 @@ class CompiledTower:
         """The inputs in lots of `rows`."""
         for start in range(0, len(inputs[0]), self._shape.rows):
             yield [array[start : start + self._shape.rows] for array in inputs]
+
+    @property
+    def replicas(self) -> int:
+        """Copies of the tower, each on an IPU of its own."""
+        return self._shape.replicas
 
     def restart(self) -> None:
         """Give the IPU back, and start again from the beginning: that resets it."""
@@ -237,7 +246,7 @@ class Runner(threading.Thread):
                 self._places.release()
                 self._answer(job)
         except Exception as error:  # PopTorch raises its own kinds and AssertionError; none may end the thread unseen
-            self._fail(_first_line(error))
+            self._fail(_first_line(error) + self._hint(error))
         self._close()
 
     def _answer(self, job: Job) -> None:
@@ -286,6 +295,12 @@ class Runner(threading.Thread):
             return tower.run(piece)
         except self._poptorch.Error as again:
             raise Fatal(f'the IPU failed again after a new start: {_first_line(again)}') from None
+
+    def _hint(self, error: Exception) -> str:
+        if _NO_IPU not in str(error):
+            return ''
+        replicas = next(iter(self._towers.values())).replicas
+        return f'; both towers together take twice NUM_AVAILABLE_IPU, which is {replicas}'
 
     def _shut(self, reason: str) -> None:
         with self._lock:

@@ -145,6 +145,34 @@ def test_a_new_version_for_triton_is_there_only_after_what_is_said_of_it(
     assert np.all([(out / name / '2' / 'model.onnx').exists() for name in ('clip_image', 'clip_text')])
 
 
+def test_a_tower_that_8_bits_take_too_far_goes_to_triton_in_float32(
+    spec: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip('onnxruntime', reason="the extra 'onnx' is not installed")
+    given = ['export', 'triton', '--model', str(spec.directory), '--cache', str(tmp_path), '--precision', 'int8']
+    out = tmp_path / 'out'
+    assert main([*given, '--out', str(out)]) == 0
+    directory = exported(spec, tmp_path, 'int8')
+    stale = {'image': {'worst': 1.0, 'mean': 1.0}, 'text': {'worst': 0.97, 'mean': 0.99}}
+    (directory / 'int8.json').write_text(json.dumps(stale))
+    assert main([*given, '--out', str(out)]) == 0
+    assert 'the text tower stays in float32' in capsys.readouterr().out
+    for tower, names in {'image': ['image-int8.onnx'] * 2, 'text': ['text-int8.onnx', 'text.onnx']}.items():
+        for version, name in enumerate(names, 1):
+            model = out / f'clip_{tower}' / str(version) / 'model.onnx'
+            assert model.read_bytes() == (directory / name).read_bytes(), (tower, version)
+        # What is made of it must not be mixed with vectors of float, whichever tower they are of.
+        assert 'key: "precision" value { string_value: "int8" }' in (model.parent.parent / 'config.pbtxt').read_text()
+
+
+def test_8_bits_on_gpus_are_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    out, cache = tmp_path / 'out', tmp_path / 'cache'
+    given = ['export', 'triton', '--gpu', '--precision', 'int8', '--cache', str(cache), '--out', str(out)]
+    assert main(given) == 1
+    assert 'with --gpu take --precision float16' in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 # -- towers that are too large for one file ---------------------------------------------------------------------------
 
 LARGE = {'image.onnx', 'image.onnx.data', 'text.onnx', 'text.onnx.data'}

@@ -1,18 +1,26 @@
 """Which runtime is taken, and what is said about it."""
 
 import logging
+import re
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from clipflow.errors import InvalidParameter
+from clipflow.sessions import machine as machines
 from clipflow.sessions import registry
-from clipflow.sessions.base import Options
-from clipflow.sessions.registry import Machine, candidates, open_session, this_machine
+from clipflow.sessions import torch as sessions_torch
+from clipflow.sessions.base import Options, Session
+from clipflow.sessions.machine import Machine, this_machine
+from clipflow.sessions.registry import candidates, open_session
 from clipflow.settings import EncoderSettings
-from clipflow.weights import load_spec
+from clipflow.weights import ModelSpec, load_spec
 
 ALL = frozenset({'onnx', 'openvino'})
 NONE: frozenset[str] = frozenset()
@@ -69,8 +77,9 @@ def test_what_is_asked_for_is_taken_and_nothing_else() -> None:
     assert ways(Machine(True, True, ALL), device='cpu')[0] == ('openvino', 'cpu', 'bfloat16')
     assert ways(Machine(True, True, ALL), runtime='openvino')[0] == ('openvino', 'cpu', 'bfloat16')
     assert ways(Machine(True, True, ALL), runtime='onnx')[0] == ('onnx', 'cpu', 'float32')
-    assert ways(Machine(True, True, ALL, onnx_cuda=True), runtime='onnx') == [('onnx', 'cuda', 'float16')]
-    assert ways(Machine(True, True, ALL | {'tensorrt'}), runtime='tensorrt') == [('tensorrt', 'cuda', 'float16')]
+    card = Machine(True, True, ALL | {'tensorrt'}, onnx_cuda=True)
+    for runtime in ('torch', 'onnx', 'tensorrt'):
+        assert ways(card, runtime=runtime) == [(runtime, 'cuda', 'float16'), (runtime, 'cuda', 'float32')]
     assert ways(Machine(False, True, NONE, mps=True), device='mps') == [('torch', 'mps', 'float32')]
 
 
@@ -126,7 +135,7 @@ def test_cards_that_nobody_has_counted_are_named(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(InvalidParameter, match='set CUDA_TOTAL_DEVICES'):
         ways(Machine(False, True, NONE), device='cuda')
     monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '1')
-    with pytest.raises(InvalidParameter, match=r'CUDA build\?$'):
+    with pytest.raises(InvalidParameter, match=r'CUDA build\?\)$'):
         ways(Machine(False, True, NONE), device='cuda')
 
 
@@ -165,7 +174,7 @@ def test_what_would_be_faster_is_named_where_it_would_be_taken(
 
 def test_what_is_there_and_has_failed_is_not_named_as_missing() -> None:
     settings, machine = EncoderSettings.load(), Machine(True, True, frozenset({'tensorrt'}))
-    last = candidates(settings, machine)[-1]
+    last = [choice for choice in candidates(settings, machine) if choice.device == 'cuda'][-1]
     assert last.runtime == 'torch'
     assert registry.faster(settings, last, machine) == (
         'ONNX Runtime may be faster on this GPU: install onnxruntime-gpu in place of onnxruntime',
@@ -216,6 +225,102 @@ def test_whatever_a_runtime_raises_is_a_sentence_and_the_trace_stands_in_the_log
     assert opened.session.description['runtime'] == 'torch'
     assert opened.warnings[0].startswith('openvino was to be used, but: ')
     assert 'fastest' not in opened.why
+
+
+def test_a_gpu_that_fails_is_left_for_the_cpu_only_where_nobody_has_asked_for_it() -> None:
+    machine = Machine(True, True, ALL | {'tensorrt'}, onnx_cuda=True)
+    assert ways(machine) == [
+        ('tensorrt', 'cuda', 'float16'),
+        ('onnx', 'cuda', 'float16'),
+        ('torch', 'cuda', 'float16'),
+        ('tensorrt', 'cuda', 'float32'),
+        ('onnx', 'cuda', 'float32'),
+        ('torch', 'cuda', 'float32'),
+        ('openvino', 'cpu', 'bfloat16'),
+        ('torch', 'cpu', 'bfloat16'),
+        ('openvino', 'cpu', 'float32'),
+        ('onnx', 'cpu', 'float32'),
+        ('torch', 'cpu', 'float32'),
+    ]
+    for asked in ('device', 'cuda'), ('runtime', 'torch'), ('runtime', 'onnx'):
+        assert {device for _, device, _ in ways(machine, **dict([asked]))} == {'cuda'}
+
+
+class OldCard:
+    """The module of torch with a GPU that its kernels are not for."""
+
+    @staticmethod
+    def load(spec: ModelSpec, options: Options) -> Session:
+        if options.device == 'cuda':
+            raise RuntimeError('CUDA error: no kernel image is available for execution on the device')
+        return sessions_torch.load(spec, options)
+
+
+def test_a_card_that_is_too_old_is_passed_over_and_named(
+    checkpoint: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, 'import_module', lambda name: OldCard)
+    machine, settings = Machine(True, False, NONE), EncoderSettings.load(cache=tmp_path)
+    opened = open_session(load_spec(str(checkpoint('clip'))), settings, 1, shared=False, machine=machine)
+    assert (opened.session.description['device'], opened.why) == ('cpu', 'torch is the next that works')
+    assert sum('no kernel image' in warning for warning in opened.warnings) == 1
+
+
+@pytest.fixture
+def wide(checkpoint: Callable[[str], Path], tmp_path: Path) -> ModelSpec:
+    """A checkpoint of which a layer gives numbers that are too large for 16 bits, and a later one small ones again."""
+    folder = shutil.copytree(checkpoint('clip'), tmp_path / 'wide')
+    weights = load_file(folder / 'model.safetensors')
+    weights['text_model.encoder.layers.0.mlp.fc2.weight'] *= 1e6
+    save_file(weights, folder / 'model.safetensors', {'format': 'pt'})
+    return load_spec(str(folder))
+
+
+def test_numbers_that_16_bits_do_not_hold_are_told_before_the_first_query(wide: ModelSpec, tmp_path: Path) -> None:
+    registry.load('torch', wide, Options('cpu', 'float32', 1, False, tmp_path))
+    with pytest.raises(InvalidParameter, match=r'text tower .* not finite in float16; set CLIPFLOW_PRECISION=float32'):
+        registry.load('torch', wide, Options('cpu', 'float16', 1, False, tmp_path))
+
+
+class OnCpu:
+    """The module of torch, for a GPU that is a CPU."""
+
+    @staticmethod
+    def load(spec: ModelSpec, options: Options) -> Session:
+        return sessions_torch.load(spec, replace(options, device='cpu'))
+
+
+def test_auto_takes_float32_for_a_model_that_16_bits_do_not_hold(
+    wide: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, 'import_module', lambda name: OnCpu)
+    machine, settings = Machine(True, False, NONE), EncoderSettings.load(cache=tmp_path)
+    opened = open_session(wide, settings, 1, shared=False, machine=machine)
+    assert opened.session.description['precision'] == 'float32'
+    assert 'not finite in float16' in opened.warnings[0]
+
+
+def test_a_driver_whose_gpu_pytorch_cannot_use_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    if torch.cuda.is_available():
+        pytest.skip('PyTorch can use the GPU of this machine')
+    monkeypatch.setattr(machines, '_NVIDIA', '/dev/null')
+    monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
+    machine = this_machine()
+    assert not machine.cuda
+    assert machine.idle
+    for given, named in (
+        ({}, True),
+        ({'runtime': 'torch'}, True),
+        ({'device': 'cpu'}, False),
+        ({'runtime': 'openvino'}, False),
+    ):
+        settings = EncoderSettings.load(**given)
+        said = ' '.join(registry.faster(settings, candidates(settings, machine)[0], machine))
+        assert (f'PyTorch cannot use it ({machine.idle})' in said) is named
+    with pytest.raises(InvalidParameter, match=re.escape(f'no CUDA device ({machine.idle})')):
+        ways(machine, device='cuda')
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '')
+    assert this_machine().idle == '', 'somebody has hidden it'
 
 
 @pytest.mark.parametrize(
