@@ -6,6 +6,7 @@ Without keys everything is open, as on a laptop. A key comes in the `Authorizati
 
 import hashlib
 import hmac
+import ssl
 import time
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -58,6 +59,11 @@ class Access:
             found += [line.partition('#')[0].strip() for line in lines]
         return cls(dict(_parsed(number, text) for number, text in enumerate(found, 1) if text))
 
+    @property
+    def asks(self) -> bool:
+        """Whether a key is needed."""
+        return bool(self._digests)
+
     def scope(self, header: str | None) -> Scope:
         """What the `Authorization` header of a request is good for.
 
@@ -68,11 +74,17 @@ class Access:
             return Scope.WRITE
         if not header:
             raise Unauthorized('this service needs an API key; send it as `Authorization: Bearer KEY`')
-        given = _digest(header.removeprefix('Bearer ').strip())
+        given = _digest(key_of(header))
         best = [scope for digest, scope in self._digests if hmac.compare_digest(digest, given)]
         if not best:
             raise Unauthorized('this API key is not known; ask the operator of the service for one')
         return max(best)
+
+
+def key_of(header: str) -> str:
+    """The key in an `Authorization` header."""
+    scheme, _, rest = header.strip().partition(' ')
+    return rest.strip() if scheme.lower() == 'bearer' else header.strip()
 
 
 def check(scope: Scope, endpoint: str) -> None:
@@ -81,6 +93,18 @@ def check(scope: Scope, endpoint: str) -> None:
         raise Forbidden(
             'this API key is for reading; what changes the service, or tells who clicked what, needs one for writing'
         )
+
+
+def check_certificate(certificate: Path, key: Path) -> None:
+    """Raises InvalidParameter if nobody can be served by TLS with these PEM files."""
+    try:
+        # An empty password, so that nobody is asked for one.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password='')
+    except OSError as error:  # those of ssl, too
+        raise InvalidParameter(
+            f'CLIPFLOW_TLS_CERTIFICATE={str(certificate)!r} and CLIPFLOW_TLS_KEY={str(key)!r} cannot be used: '
+            f'{error.strerror or error}'
+        ) from None
 
 
 class RateLimit:
@@ -128,4 +152,6 @@ def _parsed(number: int, text: str) -> tuple[str, Scope]:
         raise InvalidParameter(f'API key number {number} is not of the form KEY:read or KEY:write')
     if len(key) < _SHORTEST_KEY:
         raise InvalidParameter(f'API key number {number} is shorter than {_SHORTEST_KEY} characters')
+    if not (key.isascii() and key.isprintable()):
+        raise InvalidParameter(f'API key number {number} holds characters that a header cannot carry; use ASCII')
     return key, Scope[scope.upper()]

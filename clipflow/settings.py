@@ -6,6 +6,7 @@ Every field's description is the text of docs/configuration.md, which is generat
 import difflib
 import json
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -338,7 +339,13 @@ class GatewaySettings(ReadsFiles):
     @field_validator('cors_origins', mode='before')
     @classmethod
     def _origins(cls, value: Any) -> Any:
-        return tuple(part.strip() for part in value.split(',') if part.strip()) if isinstance(value, str) else value
+        found = tuple(part.strip() for part in value.split(',') if part.strip()) if isinstance(value, str) else value
+        for origin in found:
+            if not re.fullmatch(r'\*|null|[a-z][a-z0-9+.-]*://[^/\sA-Z]+', str(origin)):
+                raise ValueError(
+                    f'{origin!r} is no origin such as https://shop.example, without a path or a slash behind it'
+                )
+        return found
 
     @model_validator(mode='after')
     def _both_files(self) -> Self:

@@ -57,10 +57,11 @@ def create_app(flow: FlowCall, settings: GatewaySettings, access: Access, metric
     app.include_router(clip_retrieval.router(flow))
     app.include_router(openai.router(flow))
     bodies.describe_all(app, [SearchRequest, NewDocuments])
+    app.add_middleware(limits.AnswersHead)
     app.add_middleware(limits.BodyLimit, limit=settings.max_request_bytes)
     app.add_middleware(limits.CancelOnDisconnect)
-    app.add_middleware(Guard, access=access, limit=RateLimit(settings.rate_limit))
-    app.add_middleware(limits.Traceable)
+    app.add_middleware(Guard, access=access, limit=RateLimit(settings.rate_limit), origins=settings.cors_origins)
+    app.add_middleware(limits.Traceable, metrics=metrics)
     if settings.cors_origins:
         # Outermost: a browser asks for permission without a key, and has to see refusals too.
         app.add_middleware(

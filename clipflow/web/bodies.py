@@ -1,5 +1,6 @@
 """Bodies that come in more than one form: how they are read, and how OpenAPI describes them."""
 
+import json
 from typing import Any, TypeVar
 
 from fastapi import FastAPI
@@ -31,6 +32,15 @@ def parsed(model: type[M], body: bytes) -> M:
         return model.model_validate_json(body)
     except ValidationError as error:
         raise InvalidParameter(faults(error.errors())) from None
+
+
+def json_object(text: str) -> dict[str, Any] | None:
+    """What a field of a form or a parameter holds; None if it is no JSON object."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def faults(errors: Any) -> str:

@@ -14,6 +14,8 @@ from clipflow.web.flow import FlowCall, from_base64
 STAGE = 'gateway'
 Vector = Annotated[list[float], Field(min_length=1, max_length=65536)]
 _KINDS = ('text', 'image', 'uri', 'id', 'embedding')
+_LIGHTEST, _HEAVIEST = 1e-30, 1e30
+"""Weights between which a Document can tell one from none, and a sum of them stays finite."""
 
 
 def _exactly_one(*names: str) -> ConfigDict:
@@ -98,8 +100,12 @@ async def query_document(flow: FlowCall, query: Query) -> Document:
     if query.query is None:
         return docs[0]
     for doc, part in zip(docs, query.query, strict=True):
-        if part.weight == 0:
+        if abs(part.weight) < _LIGHTEST:
             raise InvalidParameter('a part of weight 0 has no effect; leave it out')
+        if abs(part.weight) > _HEAVIEST:
+            raise InvalidParameter(
+                f'the weight {part.weight:g} of a part is too large; weights are relative, such as 1 or -0.5'
+            )
         doc.weight = part.weight
     return Document(chunks=docs)
 

@@ -13,11 +13,11 @@ from starlette.datastructures import UploadFile
 from starlette.types import Receive, Scope, Send
 
 from clipflow import wire
-from clipflow.errors import ClipflowError, InvalidParameter, NotFound, TooLarge
+from clipflow.errors import ClipflowError, InvalidDocument, InvalidParameter, NotFound, TooLarge
 from clipflow.tags import check_sendable
 from clipflow.web import bodies
 from clipflow.web.content import STAGE
-from clipflow.web.flow import FlowCall, document_json, error_json, from_base64, only, tags_from_form
+from clipflow.web.flow import FlowCall, document_json, error_json, from_base64, only
 
 _MAX_FILES = 1000
 _LINES_AT_ONCE = 32
@@ -146,26 +146,39 @@ def _public(tags: dict[str, Any]) -> dict[str, Any]:
 async def _lines(flow: FlowCall, request: Request, longest: int) -> AsyncIterator[bytes]:
     """Documents a line in, what became of each a line out, while the body still arrives."""
     waiting: list[NewDocument | ClipflowError] = []
-    rest = b''
-    async for block in request.stream():
-        *lines, rest = (rest + block).split(b'\n')
-        for line in lines:
-            if line.strip():
-                waiting.append(_parsed_line(line))
-            if len(waiting) >= _LINES_AT_ONCE:
-                yield await _stored_lines(flow, waiting)
-                waiting = []
-        if len(rest) > longest:
-            waiting.append(TooLarge(f'a line is longer than {longest:,} bytes; what comes after it is not read'))
-            rest = b''
-            break
-    if rest.strip():
-        waiting.append(_parsed_line(rest))
+    size = 0  # of their lines; together they are one request, which is not to be longer than a line may be
+    async for line in _split(request, longest):
+        if waiting and size + len(line) > longest:
+            yield await _stored_lines(flow, waiting)
+            waiting, size = [], 0
+        waiting.append(_parsed_line(line, longest))
+        size += len(line)
+        if len(waiting) == _LINES_AT_ONCE:
+            yield await _stored_lines(flow, waiting)
+            waiting, size = [], 0
     if waiting:
         yield await _stored_lines(flow, waiting)
 
 
-def _parsed_line(line: bytes) -> NewDocument | ClipflowError:
+async def _split(request: Request, longest: int) -> AsyncIterator[bytes]:
+    """The lines that are not empty, up to the first that is too long."""
+    rest = bytearray()
+    async for block in request.stream():
+        rest += block
+        if b'\n' in block:
+            *lines, rest = rest.split(b'\n')
+            for line in lines:
+                if line.strip():
+                    yield bytes(line)
+        if len(rest) > longest:
+            break
+    if rest.strip():
+        yield bytes(rest)
+
+
+def _parsed_line(line: bytes, longest: int) -> NewDocument | ClipflowError:
+    if len(line) > longest:
+        return TooLarge(f'a line is longer than {longest:,} bytes; what comes after it may not be read')
     try:
         return bodies.parsed(NewDocument, line)
     except ClipflowError as error:
@@ -199,14 +212,16 @@ def _outcomes(docs: DocumentArray) -> list[dict[str, Any]]:
 
 
 async def _from_form(request: Request) -> DocumentArray:
-    async with request.form(max_files=_MAX_FILES) as form:
+    async with request.form(max_files=_MAX_FILES, max_fields=_MAX_FILES + 1) as form:  # ids, and the tags
         files = [item for item in form.getlist('files') if isinstance(item, UploadFile)]
         ids = [str(item) for item in form.getlist('ids')]
         if not files:
             raise InvalidParameter("the form has no file in its field 'files'")
         if ids and len(ids) != len(files):
             raise InvalidParameter(f"there are {len(files)} 'files' but {len(ids)} 'ids'")
-        tags = tags_from_form(str(form.get('tags') or ''))
+        tags = bodies.json_object(str(form.get('tags') or '{}'))
+        if tags is None:
+            raise InvalidDocument("the field 'tags' is not a JSON object")
         docs = DocumentArray()
         for position, file in enumerate(files):
             name = file.filename or f'file {position}'

@@ -2,7 +2,6 @@
 
 import base64
 import binascii
-import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -78,14 +77,3 @@ def only(docs: DocumentArray) -> Document:
     if error is not None:
         raise error
     return docs[0]
-
-
-def tags_from_form(text: str | None) -> dict[str, Any]:
-    """Tags from a form field that holds a JSON object."""
-    try:
-        tags = json.loads(text or '{}')
-    except ValueError:
-        tags = None
-    if not isinstance(tags, dict):
-        raise InvalidDocument("the field 'tags' is not a JSON object")
-    return tags

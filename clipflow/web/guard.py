@@ -1,38 +1,39 @@
 """Before the application: whose request it is, what they may do, and whether they have asked too often."""
 
 import json
+from collections.abc import Collection
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from clipflow import access
-from clipflow.access import Access, RateLimit
-from clipflow.errors import ClipflowError, Unauthorized
+from clipflow.access import Access, RateLimit, key_of
+from clipflow.errors import ClipflowError, Forbidden, Unauthorized
 from clipflow.web.problems import MEDIA_TYPE, problem, retry_header
 
 _OPEN = ('/healthz', '/readyz', '/openapi.json', '/favicon.ico', '/')
 _OPEN_BELOW = ('/docs', '/page/', '/static-offline-docs/')
+_HARMLESS = ('GET', 'HEAD', 'OPTIONS')
 
 
 class Guard:
-    """Answers 401 and 429 itself; what it lets in has its scope in `access.current`.
+    """Answers 401, 403 and 429 itself; what it lets in has its scope in `access.current`.
 
     Args:
         app: what is guarded.
         access: the keys.
         limit: requests a second.
+        origins: of the pages elsewhere that may call; `*` is all of them.
     """
 
-    def __init__(self, app: ASGIApp, access: Access, limit: RateLimit) -> None:
-        self._app, self._access, self._limit = app, access, limit
+    def __init__(self, app: ASGIApp, access: Access, limit: RateLimit, origins: Collection[str]) -> None:
+        self._app, self._access, self._limit, self._origins = app, access, limit, origins
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI interface."""
         if scope['type'] != 'http' or _is_open(scope):
             return await self._app(scope, receive, send)
-        key = _key(scope)
         try:
-            found = self._access.scope(key)
-            self._limit.take(key or str((scope.get('client') or ('',))[0]))
+            found = self._admit(scope)
         except ClipflowError as error:
             return await _refuse(send, error)
         token = access.current.set(found)
@@ -41,14 +42,39 @@ class Guard:
         finally:
             access.current.reset(token)
 
+    def _admit(self, scope: Scope) -> access.Scope:
+        key, caller = _header(scope, b'authorization'), str((scope.get('client') or ('',))[0])
+        try:
+            found = self._access.scope(key)
+            if key and self._access.asks:
+                caller = key_of(key)
+        finally:
+            self._limit.take(caller)  # wrong keys count for the address that tries them
+        if _is_foreign(scope, self._origins):
+            raise Forbidden('a page of another site asks for this; if it may, name its origin in CLIPFLOW_CORS_ORIGINS')
+        return found
+
+
+def _is_foreign(scope: Scope, origins: Collection[str]) -> bool:
+    """Whether a browser sends this for a page of another site, which the browser does without asking us before.
+
+    Such a page cannot read the answer, but what it has changed here is changed.
+    """
+    origin, site = _header(scope, b'origin'), _header(scope, b'sec-fetch-site')
+    if scope['method'] in _HARMLESS or origin is None or '*' in origins or origin in origins:
+        return False
+    if site is not None:
+        return site not in ('same-origin', 'none')
+    return origin.partition('://')[2] != _header(scope, b'host')
+
 
 def _is_open(scope: Scope) -> bool:
     path = scope['path'].removeprefix(scope.get('root_path', ''))
     return path in _OPEN or path.startswith(_OPEN_BELOW)
 
 
-def _key(scope: Scope) -> str | None:
-    given = dict(scope['headers']).get(b'authorization')
+def _header(scope: Scope, name: bytes) -> str | None:
+    given = dict(scope['headers']).get(name)
     return None if given is None else str(given.decode('latin-1'))
 
 

@@ -9,7 +9,7 @@ from docarray import DocumentArray
 from fastapi import APIRouter, Request, Response
 
 from clipflow import __version__
-from clipflow.errors import ClipflowError, NotReady
+from clipflow.errors import ClipflowError, NotReady, from_code
 from clipflow.metrics import CONTENT_TYPE, Metrics
 from clipflow.tags import plain_tags
 from clipflow.web.flow import FlowCall
@@ -21,21 +21,27 @@ _FRESH_SECONDS = 1.0
 
 
 class _Probe:
-    """Asks all stages at most once a second, however often it is asked itself."""
+    """Asks all stages at most once a second, however often it is asked itself, and lets `metrics` know."""
 
-    def __init__(self, flow: FlowCall) -> None:
-        self._flow = flow
+    def __init__(self, flow: FlowCall, metrics: Metrics) -> None:
+        self._flow, self._metrics = flow, metrics
         self._lock = asyncio.Lock()
         self._until = 0.0
-        self._found: dict[str, dict[str, Any]] = {}
+        self._found: dict[str, dict[str, Any]] | ClipflowError = {}
 
     async def stages(self) -> dict[str, dict[str, Any]]:
         """What each stage says, by its name."""
         async with self._lock:
             if time.monotonic() > self._until:
-                docs = await self._flow('/status', DocumentArray(), {DEADLINE: time.time() + _PROBE_SECONDS})
-                self._found = {doc.id: plain_tags(doc) for doc in docs}
+                try:
+                    docs = await self._flow('/status', DocumentArray(), {DEADLINE: time.time() + _PROBE_SECONDS})
+                    self._found = {doc.id: plain_tags(doc) for doc in docs}
+                    self._metrics.note(self._found)
+                except ClipflowError as error:
+                    self._found = error  # also for those that wait here: each would wait for a time-out of its own
                 self._until = time.monotonic() + _FRESH_SECONDS
+            if isinstance(self._found, ClipflowError):
+                raise from_code(self._found.code, self._found.message)
             return self._found
 
 
@@ -47,7 +53,7 @@ def _ready(stages: dict[str, dict[str, Any]], name: str) -> list[bool]:
 def router(flow: FlowCall, metrics: Metrics) -> APIRouter:
     """`/healthz`, `/readyz`, `/v1/status`, `/metrics`."""
     routes = APIRouter(tags=['status'])
-    probe = _Probe(flow)
+    probe = _Probe(flow, metrics)
 
     @routes.get('/healthz', summary='The process answers')
     async def healthz() -> dict[str, str]:

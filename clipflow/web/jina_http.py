@@ -41,11 +41,11 @@ def router(flow: FlowCall) -> APIRouter:
         header, parameters, data = body.get('header') or {}, body.get('parameters') or {}, body.get('data') or []
         if not (isinstance(header, dict) and isinstance(parameters, dict) and isinstance(data, list)):
             raise InvalidParameter("'header' and 'parameters' are objects, 'data' is a list of documents")
-        endpoint = body.get('exec_endpoint') or body.get('execEndpoint') or header.get('exec_endpoint') or ''
-        identifier = str(header.get('request_id') or uuid.uuid4().hex)
+        endpoint = _told(body.get('exec_endpoint') or body.get('execEndpoint') or header.get('exec_endpoint') or '')
+        identifier = _told(header.get('request_id') or uuid.uuid4().hex)
         try:
             docs = DocumentArray([_document(item) for item in data])
-            reply = await flow(str(endpoint), docs, parameters)
+            reply = await flow(endpoint, docs, parameters)
         except ClipflowError as error:
             status = {'code': _ERROR, 'description': repr(error), 'exception': {'name': type(error).__name__}}
             # For Jina's client 404 means that /post itself is missing, and it would hide the sentence.
@@ -55,6 +55,11 @@ def router(flow: FlowCall) -> APIRouter:
         return JSONResponse(_envelope(identifier, endpoint, {'code': _SUCCESS}, [_json(doc) for doc in reply]))
 
     return routes
+
+
+def _told(value: Any) -> str:
+    """A text that stands in the reply too, which cannot hold half a surrogate pair."""
+    return str(value).encode(errors='replace').decode()
 
 
 def _envelope(identifier: str, endpoint: str, status: dict[str, Any], data: list[dict[str, Any]]) -> dict[str, Any]:
@@ -79,8 +84,8 @@ def _document(item: Any) -> Document:
         for name in ('chunks', 'matches'):
             if item.get(name):
                 setattr(doc, name, DocumentArray([_document(part) for part in item[name]]))
-    except (TypeError, ValueError) as error:
-        raise InvalidDocument(f'the document {str(item.get("id"))!r} cannot be read: {error}') from None
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidDocument(f'the document {str(item.get("id"))[:40]!r} cannot be read: {error}') from None
     return doc
 
 
@@ -90,7 +95,11 @@ def _array(value: Any) -> Any:
     array = np.asarray(value)
     if array.dtype.kind not in 'biuf':
         raise InvalidDocument('an array holds something other than numbers')
-    return array.astype(np.uint8) if array.ndim == 3 and array.dtype.kind in 'iu' else array.astype(np.float32)
+    if array.ndim != 3 or array.dtype.kind not in 'iu':
+        return array.astype(np.float32)
+    if array.size and not 0 <= array.min() <= array.max() <= 255:
+        raise InvalidDocument('a tensor of whole numbers holds pixels, which are from 0 to 255')
+    return array.astype(np.uint8)
 
 
 def _json(doc: Document) -> dict[str, Any]:

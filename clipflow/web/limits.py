@@ -9,6 +9,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from clipflow import logs, tracing
 from clipflow.errors import TooLarge
+from clipflow.metrics import Metrics
 from clipflow.web.bodies import LINES
 from clipflow.web.problems import MEDIA_TYPE, problem
 
@@ -28,7 +29,8 @@ class BodyLimit:
             return await self._app(scope, receive, send)
         headers = dict(scope['headers'])
         lines = headers.get(b'content-type', b'').startswith(LINES.encode())
-        if lines and scope['path'].endswith('/v1/documents'):
+        path = scope['path'].removeprefix(scope.get('root_path', ''))
+        if lines and (scope['method'], path) == ('POST', '/v1/documents'):
             return await self._app(scope, receive, send)  # read line by line; each has the limit
         declared = headers.get(b'content-length', b'0')
         if int(declared) > self._limit if declared.isdigit() else False:
@@ -66,6 +68,19 @@ class _Exceeded(BaseException):
     """Passes every handler between the body and the middleware."""
 
 
+class AnswersHead:
+    """Answers HEAD as GET; uvicorn leaves the body out."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The ASGI interface."""
+        if scope['type'] == 'http' and scope['method'] == 'HEAD':
+            scope = {**scope, 'method': 'GET'}
+        await self._app(scope, receive, send)
+
+
 class CancelOnDisconnect:
     """Stops the work on a request whose client has gone; what waits in a stage's queue is then never computed."""
 
@@ -98,10 +113,10 @@ class CancelOnDisconnect:
 
 
 class Traceable:
-    """Takes over the caller's request id and trace, or gives an id, and tells it with the answer."""
+    """Takes over the caller's request id and trace, or gives an id, and tells it with the answer, which it counts."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app, self._metrics = app, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI interface."""
@@ -117,6 +132,7 @@ class Traceable:
 
         async def named(message: Message) -> None:
             if message['type'] == 'http.response.start':
+                self._metrics.http_answer(message['status'])
                 message['headers'] = [*message.get('headers', []), (b'x-request-id', identifier.encode())]
             await send(message)
 

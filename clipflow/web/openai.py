@@ -29,7 +29,7 @@ _MOST = 2048
 _AT_ONCE = 128
 """Pictures of a whole request would make one message of hundreds of megabytes."""
 _STATUS_SECONDS = 5.0
-_PICTURE = re.compile(r'data:image/[\w.+-]+;base64,', re.IGNORECASE)
+_PICTURE = re.compile(r'data:image/[^,]+;base64,', re.IGNORECASE)
 _KINDS = ('text', 'image', 'image_url')
 _INPUT: dict[str, Any] = {
     'description': f'a text, or up to {_MOST:,} inputs: texts, `data:image/...;base64,` URIs, or objects with one of '

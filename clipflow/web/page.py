@@ -70,11 +70,11 @@ def router() -> APIRouter:
     files = {path.name: _File.read(path) for path in sorted(FOLDER.iterdir()) if path.suffix in _TYPES}
     routes = APIRouter(include_in_schema=False)
 
-    @routes.api_route('/', methods=['GET', 'HEAD'])
+    @routes.get('/')
     async def page_index(request: Request) -> Response:
         return files[INDEX].respond(request)
 
-    @routes.api_route('/page/{name}', methods=['GET', 'HEAD'])
+    @routes.get('/page/{name}')
     async def page_file(name: str, request: Request) -> Response:
         if name not in files:
             raise NotFound(f'the page has no file {name!r}')

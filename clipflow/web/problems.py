@@ -52,8 +52,11 @@ def install(app: FastAPI) -> None:
     async def routing(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
         if error.status_code == 404:
-            return respond(NotFound(f'there is nothing at {request.url.path}; /docs shows what there is'))
-        body = problem(InvalidParameter(str(error.detail))) | {'status': error.status_code}
+            return respond(NotFound(f'there is nothing at {request.scope["path"]}; /docs shows what there is'))
+        said = str(error.detail)
+        if allowed := (error.headers or {}).get('Allow'):
+            said = f'{request.scope["path"]} is not asked with {request.method}, but with {allowed}'
+        body = problem(InvalidParameter(said)) | {'status': error.status_code}
         return JSONResponse(body, error.status_code, error.headers, MEDIA_TYPE)
 
     async def unexpected(request: Request, error: Exception) -> JSONResponse:

@@ -102,11 +102,8 @@ async def _request_of(request: Request) -> SearchRequest:
         file = form.get('image')
         if not isinstance(file, UploadFile):
             raise InvalidParameter("the form has no file in its field 'image'")
-        try:
-            rest = json.loads(str(form.get('request') or '{}'))
-        except ValueError:
-            rest = None
-        if not isinstance(rest, dict):
+        rest = bodies.json_object(str(form.get('request') or '{}'))
+        if rest is None:
             raise InvalidParameter("the field 'request' of the form is not a JSON object")
         image = base64.b64encode(await file.read()).decode()
         return bodies.parsed(SearchRequest, json.dumps({**rest, 'image': image}).encode())

@@ -123,8 +123,12 @@ def test_a_text_or_a_picture_may_be_given_in_many_ways(http: httpx.Client) -> No
     uri = f'data:image/png;base64,{picture}'
     pictures = [uri, {'image': picture}, {'image': uri}, {'image_url': uri}]
     pictures.append({'type': 'image_url', 'image_url': {'url': uri, 'detail': 'low'}})
+    pictures += [
+        uri.replace('png;', 'png;charset=utf-8;'),
+        uri.replace('data:image/png', 'data:image/png;name=a b.png'),
+    ]
     one = embedded(http, input=uri)[0]
-    assert embedded(http, input=pictures) == [one] * 5
+    assert embedded(http, input=pictures) == [one] * 7
     texts = ['a cat', {'text': 'a cat'}, {'type': 'text', 'text': 'a cat'}]
     assert embedded(http, input=texts) == embedded(http, input='a cat') * 3
     assert embedded(http, input={'text': 'a cat'}) == embedded(http, input='a cat')

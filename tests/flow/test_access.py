@@ -17,7 +17,7 @@ from jina import Client as JinaClient
 
 from clipflow.errors import Forbidden, Unauthorized
 from clipflow_client import Client
-from service import Service
+from service import Service, free_port
 
 READ, WRITE = 'reading-key-1', 'writing-key-1'
 ORIGIN = 'https://shop.example'
@@ -73,6 +73,10 @@ def test_health_and_description_are_open(web: httpx.Client, path: str) -> None:
     assert web.get(path).status_code == 200
 
 
+def test_prometheus_needs_a_key_for_reading(web: httpx.Client) -> None:
+    assert [web.get('/metrics', headers=headers).status_code for headers in ({}, bearer(READ))] == [401, 200]
+
+
 def test_the_description_brings_its_scripts_without_a_key(web: httpx.Client) -> None:
     files = re.findall(r'(?:src|href)="(/[^"]+[.](?:js|css))"', web.get('/docs').text)
     assert files
@@ -109,9 +113,30 @@ def test_the_commands_send_the_key_of_the_environment(guarded: Service) -> None:
     assert 'indexer' in json.loads(told.stdout)
 
 
+def test_keys_that_cannot_be_read_stop_the_start_with_one_sentence(tmp_path: Path) -> None:
+    environment = {**os.environ, 'CLIPFLOW_API_KEYS': f'{READ}', 'CLIPFLOW_RUNTIME': 'fake'}
+    environment |= {f'CLIPFLOW_{name}_PORT': str(free_port()) for name in ('GRPC', 'HTTP')}
+    environment['CLIPFLOW_WORKSPACE'] = str(tmp_path)
+    command = [sys.executable, '-m', 'clipflow.cli.main', 'serve']
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    said = done.stdout + done.stderr
+    assert done.returncode == 1
+    assert 'clipflow: the gateway cannot start: invalid-parameter: API key number 1 is not of the form' in said
+    assert 'Traceback' not in said
+    assert READ not in said
+
+
 def test_no_key_is_in_the_log(guarded: Service, web: httpx.Client) -> None:
     search(web, bearer('wrong-key-1'))
     assert not any(key in guarded.log for key in (READ, WRITE, 'wrong-key-1'))
+
+
+def test_a_page_of_a_named_origin_may_change_things_and_no_other(web: httpx.Client) -> None:
+    def from_page(origin: str) -> int:
+        headers = bearer(WRITE) | {'Origin': origin, 'Sec-Fetch-Site': 'cross-site'}
+        return store(web, headers).status_code
+
+    assert [from_page(origin) for origin in (ORIGIN, 'https://other.example')] == [200, 403]
 
 
 def test_pages_of_a_named_origin_may_call(web: httpx.Client) -> None:
@@ -122,6 +147,18 @@ def test_pages_of_a_named_origin_may_call(web: httpx.Client) -> None:
     assert (refused.status_code, 'access-control-allow-origin' in refused.headers) == (400, False)
     # A refusal can be read by the page too.
     assert search(web, {'Origin': ORIGIN}).headers['access-control-allow-origin'] == ORIGIN
+
+
+@pytest.mark.parametrize('keys', ['', f'{READ}:read'])
+def test_nobody_asks_more_often_by_writing_the_header_in_another_way(tmp_path: Path, keys: str) -> None:
+    with (
+        Service(tmp_path / 'workspace', {'RUNTIME': 'fake', 'RATE_LIMIT': '0.1', 'API_KEYS': keys}) as running,
+        httpx.Client(base_url=running.http, timeout=60, trust_env=False) as web,
+    ):
+        ways = [bearer(READ), bearer('  ' + READ), {'Authorization': READ}, {'Authorization': f'bearer {READ}'}]
+        assert [search(web, headers).status_code for headers in ways] == [200, 429, 429, 429]
+        wrong = [search(web, bearer(f'wrong-key-{n}')).status_code for n in range(3)]
+        assert wrong == ([401, 429, 429] if keys else [429] * 3)
 
 
 @pytest.mark.skipif(shutil.which('openssl') is None, reason='openssl makes the certificate, and is not installed')

@@ -1,6 +1,7 @@
 """`/v1` beyond search and storage: pages, facets, tags, originals, JSON lines, encode, rank, classify, feedback."""
 
 import base64
+import io
 import json
 import sqlite3
 from collections.abc import Iterator
@@ -10,12 +11,21 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from PIL import Image
 
 from service import Service, png
 
 
 def b64(content: bytes) -> str:
     return base64.b64encode(content).decode()
+
+
+def noise(size: int) -> bytes:
+    """A picture of at least `size` bytes, in rows of three thousand."""
+    pixels = np.random.default_rng(1).integers(0, 256, (size // 3000 + 1, 1000, 3), dtype=np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, 'BMP')
+    return out.getvalue()
 
 
 @pytest.fixture
@@ -130,6 +140,16 @@ def test_lines_are_stored_as_they_come_and_answered_line_by_line(album: httpx.Cl
     ]
     stored = album.get('/v1/documents', params={'limit': 1000}).json()['documents']
     assert len(stored) == 6 + 97
+
+
+def test_lines_that_are_large_together_are_stored_all_the_same(album: httpx.Client) -> None:
+    # Thirty-two of them would be more than one request may have.
+    picture = b64(noise(1_700_000))
+    lines = [json.dumps({'id': f'p{n}', 'image': picture}) for n in range(40)]
+    assert len(lines[0]) * 32 > 64 * 2**20
+    kind = {'Content-Type': 'application/x-ndjson'}
+    reply = album.post('/v1/documents', content='\n'.join(lines).encode(), headers=kind)
+    assert [json.loads(line) for line in reply.text.splitlines()] == [{'id': f'p{n}', 'error': None} for n in range(40)]
 
 
 def test_the_first_lines_are_answered_before_the_last_have_come(fake: Service) -> None:

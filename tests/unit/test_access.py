@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from clipflow.access import Access, RateLimit, Scope, check
+from clipflow.access import Access, RateLimit, Scope, check, key_of
 from clipflow.errors import Forbidden, InvalidParameter, Overloaded, Unauthorized
 from clipflow.settings import GatewaySettings
 
@@ -57,6 +57,21 @@ def test_the_rate_holds_for_each_client() -> None:
     with pytest.raises(Overloaded, match='2 requests'):
         limit.take('a', 1.1)
     limit.take('a', 1.6)
+
+
+@pytest.mark.parametrize(
+    'header', ['a-reading-key', 'Bearer a-reading-key', 'bearer  a-reading-key ', ' a-reading-key']
+)
+def test_a_key_is_one_key_however_it_is_written(header: str) -> None:
+    assert key_of(header) == 'a-reading-key'
+    assert Access.of('a-reading-key:read', None).scope(header) is Scope.READ
+
+
+@pytest.mark.parametrize('key', ['schlüssel-1', 'with\ta-tab', 'zero\u200bwidth'])
+def test_a_key_that_no_header_can_hold_stops_the_start(key: str) -> None:
+    with pytest.raises(InvalidParameter, match='number 1') as caught:
+        Access.of(f'{key}:read', None)
+    assert key not in str(caught.value)
 
 
 def test_many_clients_take_bounded_memory() -> None:

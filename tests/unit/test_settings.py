@@ -58,6 +58,8 @@ def test_an_unknown_setting_is_named_with_the_nearest_known_one() -> None:
         (RankerSettings, 'queue_limit', '1.5'),
         (GatewaySettings, 'grpc_port', '65536'),
         (GatewaySettings, 'log_format', 'xml'),
+        (GatewaySettings, 'cors_origins', 'https://shop.example/'),
+        (GatewaySettings, 'cors_origins', 'shop.example'),
     ],
 )
 def test_a_bad_value_is_named_with_the_place_it_came_from(

@@ -43,11 +43,18 @@ export const address = (path) => new URL(path, document.baseURI).href;
 /** Whether pictures must be fetched with a key, which an `img` cannot send. */
 export const hasKey = () => key !== '';
 
-/** @param {string} id */
-export const thumbnailPath = (id) => `v1/thumbnails/${encodeURIComponent(id)}`;
+let edition = '';
+
+/** Pictures may have been replaced: those that the browser keeps are not to be shown any more. */
+export const picturesChanged = () => {
+  edition = `?${Date.now()}`;
+};
 
 /** @param {string} id */
-export const originalPath = (id) => `v1/originals/${encodeURIComponent(id)}`;
+export const thumbnailPath = (id) => `v1/thumbnails/${encodeURIComponent(id)}${edition}`;
+
+/** @param {string} id */
+export const originalPath = (id) => `v1/originals/${encodeURIComponent(id)}${edition}`;
 
 /** @param {unknown} error */
 export const isAbort = (error) => error instanceof DOMException && error.name === 'AbortError';

@@ -11,8 +11,12 @@ import { AWAY, go, onChange, settled, state } from './state.js';
 const PAUSE_MILLISECONDS = 220;
 const text = byId('text');
 
-/** Add a part to the search. @param {Part} part @param {Partial<import('./state.js').State>} [change] */
-export const addPart = (part, change = {}) => go({ parts: [...state().parts, part], open: null, ...change });
+/**
+ * Add a part to the search, and the words that are just being typed.
+ * @param {Part} part @param {Partial<import('./state.js').State>} [change]
+ */
+export const addPart = (part, change = {}) =>
+  go({ parts: [...state().parts, part], text: text.value, open: null, ...change });
 
 /** Search with a picture, beside what is there. @param {Blob} file */
 export async function addPicture(file) {
@@ -59,8 +63,11 @@ export function composer(onError) {
     file.value = '';
   });
   document.addEventListener('paste', (event) => {
-    const picture = [...(event.clipboardData?.files ?? [])].find((found) => found.type.startsWith('image/'));
-    if (!picture || document.querySelector('dialog[open]')) return;
+    const { files = [], types = [] } = event.clipboardData ?? {};
+    const picture = [...files].find((found) => found.type.startsWith('image/'));
+    // Office programs copy words with a picture of them; the words are meant.
+    const words = ['text/plain', 'text/html'].every((kind) => types.includes(kind));
+    if (!picture || words || document.querySelector('dialog[open]')) return;
     event.preventDefault();
     addPicture(picture).catch(onError);
   });

@@ -2,7 +2,7 @@
 
 import * as api from './api.js';
 import { byId, icon, make } from './dom.js';
-import { filterOf, toggled } from './query.js';
+import { chosenOf, filterOf, toggled } from './query.js';
 import { go, onChange, state } from './state.js';
 
 /** @typedef {import('./api.js').Facet} Facet */
@@ -35,20 +35,25 @@ export async function refreshFacets() {
   const mine = (running = new AbortController());
   try {
     const all = (await api.facets(filterOf(tags), mine.signal)).facets;
-    const own = await Promise.all(Object.keys(tags).map((tag) => countsOf(tag, tags, mine.signal)));
-    if (mine === running) draw([...own, ...all.filter(({ tag }) => !(tag in tags))], tags);
+    const own = await Promise.all(Object.keys(tags).map((tag) => countsOf(tag, tags, all, mine.signal)));
+    if (mine === running) draw([...own, ...all.filter(({ tag }) => !Object.hasOwn(tags, tag))], tags);
   } catch (error) {
     if (!api.isAbort(error) && mine === running) place.replaceChildren();
   }
 }
 
-/** @param {string} tag @param {Tags} tags @param {AbortSignal} signal @returns {Promise<Facet>} */
-async function countsOf(tag, tags, signal) {
+/**
+ * @param {string} tag @param {Tags} tags @param {Facet[]} all counted with all filters: only the chosen values of `tag`
+ * @param {AbortSignal} signal @returns {Promise<Facet>}
+ */
+async function countsOf(tag, tags, all, signal) {
   const { [tag]: own, ...others } = tags;
   const found = (await api.facets(filterOf(others), signal)).facets.find((facet) => facet.tag === tag);
   const values = found?.values ?? [];
   const missing = own.filter((value) => !values.some((known) => known.value === value));
-  return { tag, values: [...values, ...missing.map((value) => ({ value, count: 0 }))] };
+  const rare = all.find((facet) => facet.tag === tag)?.values ?? [];
+  const count = (/** @type {Value} */ value) => rare.find((known) => known.value === value)?.count ?? 0;
+  return { tag, values: [...values, ...missing.map((value) => ({ value, count: count(value) }))] };
 }
 
 /** Whether its values gather documents, rather than name each one. @param {Facet} facet */
@@ -60,7 +65,7 @@ function draw(found, tags) {
   const sorted = [...found].sort((a, b) => Number(gathers(b)) - Number(gathers(a)) || a.tag.localeCompare(b.tag));
   place.replaceChildren(
     ...(sorted.length ? [make('h2', { text: 'Filter' })] : []),
-    ...sorted.map((facet) => group(facet, tags[facet.tag] ?? [])),
+    ...sorted.map((facet) => group(facet, chosenOf(tags, facet.tag))),
   );
   if (focused) document.getElementById(focused)?.focus();
 }

@@ -4,7 +4,8 @@
 
 const BATCH_FILES = 16;
 const BATCH_BYTES = 24_000_000;
-const PICTURE = /\.(jpe?g|png|webp|gif|tiff?|bmp|avif|jp2|j2k|ppm|ico)$/i;
+// Those of telephones, too: the service does not read them, and says what it reads.
+const PICTURE = /\.(jpe?g|png|webp|gif|tiff?|bmp|avif|jp2|j2k|ppm|ico|hei[cf])$/i;
 
 /** @param {File} file */
 export const isPicture = (file) => file.type.startsWith('image/') || PICTURE.test(file.name);

@@ -19,7 +19,14 @@ export function askForKey(again) {
 /** @param {boolean} again @returns {Promise<string | null>} */
 function ask(again) {
   const dialog = byId('ask-key');
-  const field = make('input', { type: 'password', id: 'key', required: true, autocomplete: 'off' });
+  const field = make('input', {
+    type: 'password',
+    id: 'key',
+    required: true,
+    autocomplete: 'off',
+    pattern: '[ -~]*', // what the header of a request can hold; a browser sends no other
+    title: 'A key has no other characters than letters without accents, digits and signs',
+  });
   const form = make(
     'form',
     { method: 'dialog' },

@@ -41,9 +41,12 @@ export function lightbox(close) {
 /** @param {Item} wanted @param {Item[]} among its neighbours @param {Actions} deeds */
 export function openLightbox(wanted, among, deeds) {
   [item, items, actions] = [wanted, among, deeds];
+  const used = dialog.open && dialog.contains(document.activeElement) && document.activeElement?.ariaLabel;
   draw(wanted);
   if (!dialog.open) dialog.showModal();
-  dialog.querySelector('.close').focus({ preventScroll: true });
+  const buttons = [...dialog.querySelectorAll('button:not(:disabled)')];
+  const same = buttons.find((button) => used && button.ariaLabel === used); // so that Next may be pressed again
+  (same ?? dialog.querySelector('.close')).focus({ preventScroll: true });
 }
 
 /** @returns {string | null} the id that was open, also if the browser has closed it */

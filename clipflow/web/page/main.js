@@ -14,7 +14,7 @@ import { relevance } from './relevance.js';
 import { Search } from './search.js';
 import { settings } from './settings.js';
 import { close, go, onChange, state } from './state.js';
-import { isCalibrated, refreshStatus, status, storedDocuments } from './status.js';
+import { isCalibrated, refreshStatus, status, storedDocuments, whenBack } from './status.js';
 import { Thumbs } from './thumbs.js';
 import { openUpload, upload } from './upload.js';
 
@@ -68,7 +68,7 @@ const search = new Search({
   },
   onError: (error, first) => {
     say(error);
-    if (!first) return;
+    if (!first) return toast(error.message); // the line above the results is far away now
     grid.reset([], false);
     drawNothing(false, true, openUpload);
     more.hidden = true;
@@ -152,7 +152,11 @@ async function start() {
   lightbox(close);
   dropping(say);
   api.whenKeyGiven(() => Promise.all([refreshStatus(), refreshFacets()]).then(describe));
-  upload(() => Promise.all([refreshStatus(), refreshFacets(), search.again()]).then(describe));
+  whenBack(() => Promise.all([refreshFacets(), search.found ? null : search.again()]).then(describe));
+  upload(() => {
+    api.picturesChanged();
+    return Promise.all([refreshStatus(), refreshFacets(), search.again()]).then(describe);
+  });
   onChange((now, before) => {
     entitle();
     if (!sameResults(now, before)) search.start(now);

@@ -45,11 +45,18 @@ const resultsKey = ({ text, parts, tags, relevance, diversity }) =>
   JSON.stringify([text.trim(), parts, tags, relevance, diversity]);
 
 /**
+ * The chosen values of a tag, which may be called like something that every object has.
+ * @param {Record<string, Value[]>} tags @param {string} tag @returns {Value[]}
+ */
+export const chosenOf = (tags, tag) => (Object.hasOwn(tags, tag) ? tags[tag] : []);
+
+/**
  * @param {Record<string, Value[]>} tags @param {string} tag @param {Value} value
  * @returns {Record<string, Value[]>} the tags with this value the other way round
  */
 export function toggled(tags, tag, value) {
-  const { [tag]: values = [], ...others } = tags;
+  const { [tag]: _, ...others } = tags;
+  const values = chosenOf(tags, tag);
   const left = values.includes(value) ? values.filter((other) => other !== value) : [...values, value];
   return left.length ? { ...others, [tag]: left } : others;
 }

@@ -10,6 +10,7 @@ import { isCalibrated } from './status.js';
  * @typedef {object} Found what is known so far
  * @property {State} shown what was asked
  * @property {Item[]} items
+ * @property {number} next where the next page begins
  * @property {boolean} more whether there may be more
  * @property {boolean} partial whether a part of the collection did not answer
  * @property {object | null} content what was searched with; null while browsing
@@ -57,9 +58,12 @@ export class Search {
     this.runningMore = true;
     await this.ask(async (signal) => {
       const { shown, content, items } = found;
-      const next = await this.page(shown, content, items.length, signal);
-      const partial = found.partial || next.partial;
-      return { found: { ...next, shown, content, partial, items: [...items, ...next.items] }, added: next.items };
+      const page = await this.page(shown, content, found.next, signal);
+      const partial = found.partial || page.partial;
+      // What was stored meanwhile moves the others on, so that some come again.
+      const known = new Set(items.map(({ id }) => id));
+      const added = page.items.filter(({ id }) => !known.has(id));
+      return { found: { ...page, shown, content, partial, items: [...items, ...added] }, added };
     });
   }
 
@@ -90,18 +94,21 @@ export class Search {
 
   /**
    * @param {State} shown @param {object | null} content @param {number} offset @param {AbortSignal} signal
-   * @returns {Promise<{items: Item[], more: boolean, partial: boolean}>}
+   * @returns {Promise<{items: Item[], next: number, more: boolean, partial: boolean}>}
    */
   async page(shown, content, offset, signal) {
     const asked = { limit: this.pageSize, offset, filter: filterOf(shown.tags) };
     if (!content) {
       const { documents } = await api.browse(asked, signal);
-      return { items: documents, more: documents.length === asked.limit, partial: false };
+      return { ...pageOf(documents, asked), partial: false };
     }
     const relevance = shown.relevance || undefined;
     const diversity = shown.diversity || undefined;
     const include = isCalibrated() ? ['tags', 'uri', 'probability'] : undefined;
     const { matches, partial } = await api.search({ ...content, ...asked, relevance, diversity, include }, signal);
-    return { items: matches, more: matches.length === asked.limit, partial };
+    return { ...pageOf(matches, asked), partial };
   }
 }
+
+/** @param {Item[]} items @param {{limit: number, offset: number}} asked */
+const pageOf = (items, { limit, offset }) => ({ items, next: offset + items.length, more: items.length === limit });

@@ -76,18 +76,20 @@ function become(next) {
 /** @param {string} query @returns {State} */
 export function parse(query) {
   const given = new URLSearchParams(query);
-  /** @type {Record<string, Value[]>} */
-  const tags = {};
+  /** @type {Map<string, Value[]>} */
+  const tags = new Map();
   for (const [name, value] of given) {
-    if (name.startsWith(FILTER) && name !== FILTER) (tags[name.slice(FILTER.length)] ??= []).push(valueOf(value));
+    if (!name.startsWith(FILTER) || name === FILTER) continue;
+    const tag = name.slice(FILTER.length);
+    tags.set(tag, [...(tags.get(tag) ?? []), valueOf(value)]);
   }
   const relevance = Number(given.get('relevance'));
   const diversity = Number(given.get('diversity'));
   return {
     text: given.get('q') ?? '',
     parts: given.getAll('part').flatMap(partOf),
-    tags,
-    relevance: relevance > 0 && relevance <= 1 ? relevance : 0,
+    tags: Object.fromEntries(tags),
+    relevance: relevance > 0 && relevance < 1 ? relevance : 0,
     diversity: diversity > 0 && diversity <= 1 ? diversity : 0,
     open: given.get('open'),
   };

@@ -15,6 +15,15 @@ let documents = null;
 /** How many documents are stored; null while nobody knows. */
 export const storedDocuments = () => documents;
 
+let reached = true;
+/** @type {() => void} */
+let onBack = () => {};
+
+/** @param {() => void} listener called when the service answers that did not before */
+export const whenBack = (listener) => {
+  onBack = listener;
+};
+
 let calibrated = false;
 
 /** Whether the service can say how probable it is that a result is what was asked for. */
@@ -35,18 +44,25 @@ export async function refreshStatus() {
   let pause = CALM_MILLISECONDS;
   try {
     const found = await api.status();
-    documents = Number(found.stages.indexer?.documents ?? 0);
+    documents = indexers(found.stages).reduce((sum, told) => sum + Number(told.documents ?? 0), 0);
     calibrated = Boolean(found.stages.ranker?.calibration);
     const broken = Object.keys(found.stages).filter((name) => found.stages[name].ready === false);
     if (broken.length) pause = WORRIED_MILLISECONDS;
     draw(found, broken.length ? `Not ready: ${broken.join(', ')}` : '');
+    if (!reached) onBack();
+    reached = true;
   } catch (error) {
     pause = WORRIED_MILLISECONDS;
     const unknown = error instanceof api.Problem && error.status === 401;
+    reached = unknown;
     draw(null, error instanceof Error ? error.message : String(error), unknown);
   }
   if (document.visibilityState === 'visible') timer = window.setTimeout(refreshStatus, pause);
 }
+
+/** What the indexer says, or each of its shards. @param {Record<string, any>} stages @returns {any[]} */
+const indexers = (stages) =>
+  Object.entries(stages).flatMap(([name, told]) => (/^indexer(_\d+)?$/.test(name) ? [told] : []));
 
 /**
  * @param {{version: string, stages: Record<string, any>} | null} found @param {string} wrong empty if all is well
@@ -81,15 +97,16 @@ function draw(found, wrong, needsKey = false) {
 
 /** @param {{version: string, stages: Record<string, any>} | null} found @returns {[string, string][]} */
 function facts(found) {
-  const { encoder = {}, indexer = {} } = found?.stages ?? {};
+  const { encoder = {} } = found?.stages ?? {};
+  const [indexer] = indexers(found?.stages ?? {});
   /** @type {[string, any][]} */
   const all = [
     ['Service', found ? `clipflow ${found.version}` : 'no answer'],
     ['Model', encoder.model],
     ['Runs on', [encoder.runtime, encoder.precision].filter(Boolean).join(', ')],
     ['Because', encoder.why],
-    ['Index', indexer.kind],
-    ['Documents', indexer.documents?.toLocaleString('en')],
+    ['Index', indexer?.kind],
+    ['Documents', indexer && documents?.toLocaleString('en')],
   ];
   return all.filter(([, value]) => value);
 }

@@ -27,7 +27,8 @@ export class Thumbs {
 
   /** @param {Item} item @param {boolean} liked */
   async judge(item, liked) {
-    if (!this.found?.content) return;
+    const before = this.judged.get(item.id);
+    if (!this.found?.content || before === liked) return;
     const { content, items } = this.found;
     const list = items.slice(0, MOST_SHOWN);
     if (!list.includes(item)) list.push(item);
@@ -35,12 +36,14 @@ export class Thumbs {
     const scores = list.every(({ score }) => typeof score === 'number') ? list.map(({ score }) => score) : [];
     const clicked = liked ? [item.id] : [];
     const disliked = liked ? [] : [item.id];
+    this.judged.set(item.id, liked); // at once: a second click says nothing new
     try {
       await api.feedback({ query: content, shown, scores, clicked, disliked });
-      this.judged.set(item.id, liked);
       this.mark(item.id);
       toast('Noted, thank you.');
     } catch (error) {
+      if (before === undefined) this.judged.delete(item.id);
+      else this.judged.set(item.id, before);
       this.onError(error);
     }
   }

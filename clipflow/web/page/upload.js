@@ -23,7 +23,7 @@ export function upload(stored) {
   dialog.addEventListener('drop', async (/** @type {DragEvent} */ event) => {
     event.preventDefault();
     event.stopPropagation();
-    if (event.dataTransfer && sending?.stage !== 'sending') begin(await fromDrop(event.dataTransfer));
+    if (event.dataTransfer) take(await fromDrop(event.dataTransfer));
   });
   window.addEventListener('beforeunload', (event) => sending?.stage === 'sending' && event.preventDefault());
 }
@@ -38,7 +38,13 @@ export function openUpload() {
 /** Files were dropped on the page. @param {Chosen[]} chosen */
 export function sendDropped(chosen) {
   openUpload();
-  if (sending?.stage !== 'sending') begin(chosen);
+  take(chosen);
+}
+
+/** @param {Chosen[]} chosen */
+function take(chosen) {
+  if (sending?.stage === 'sending') toast('Others are being sent. Drop these again when they are through.');
+  else begin(chosen);
 }
 
 const head = () =>
