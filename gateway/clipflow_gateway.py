@@ -1,6 +1,7 @@
 """The gateway: gRPC for any jina.Client, and our HTTP application. See README.md beside this file."""
 
 import asyncio
+import logging
 import sys
 from typing import Any
 
@@ -13,7 +14,7 @@ from jina.serve.runtimes.gateway.http.fastapi import FastAPIBaseGateway
 from jina.serve.runtimes.servers.composite import CompositeBaseServer
 
 from clipflow import logs, tracing
-from clipflow.access import Access
+from clipflow.access import Access, check_certificate
 from clipflow.border import serving
 from clipflow.border.control import listen_to_launcher
 from clipflow.border.door import Door
@@ -72,13 +73,16 @@ class ClipflowGateway(CompositeBaseServer, BaseGateway):  # type: ignore[misc]
         given['runtime_args']['grpc_channel_options'] = CHANNEL_OPTIONS
         super().__init__(**given)
         prepare_process()
-        settings = GatewaySettings.load()
-        log = logs.configure(settings.log_format, 'gateway')
-        route = Route.of(self.runtime_args, settings.shard_timeout)
         try:
+            settings = GatewaySettings.load()
+            log = logs.configure(settings.log_format, 'gateway')
+            route = Route.of(self.runtime_args, settings.shard_timeout)
             access = Access.of(settings.api_keys, settings.api_keys_file)
+            if settings.tls_certificate is not None and settings.tls_key is not None:
+                check_certificate(settings.tls_certificate, settings.tls_key)
         except ClipflowError as error:
             print(f'clipflow: the gateway cannot start: {error!r}', file=sys.stderr, flush=True)
+            logging.disable(logging.CRITICAL)  # the cause is said; Jina would add traces of its own
             raise
         door = Door(self._request_handler, route, settings, access, int(self.runtime_args.prefetch or 32))
         tracing.start(settings.otlp_endpoint, 'gateway')

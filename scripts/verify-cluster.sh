@@ -6,11 +6,10 @@
 # pods are ready a document is stored, found and deleted through the gateway.
 # Environment: KUBECTL (default: kubectl), NAMESPACE (clipflow), TIMEOUT (600s), CLIPFLOW_API_KEY (a key that may write).
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
 kubectl=${KUBECTL:-kubectl}
 namespace=${NAMESPACE:-clipflow}
 timeout=${TIMEOUT:-600s}
-overlay=k8s/overlays/dev
+overlay=$(dirname "${BASH_SOURCE[0]}")/../k8s/overlays/dev
 apply=
 for given in "$@"; do
   case $given in
@@ -54,7 +53,7 @@ for workload in $("$kubectl" get deployments,statefulsets -n "$namespace" -l app
 done
 say "calling the service"
 port=${PORT:-18080}
-"$kubectl" port-forward -n "$namespace" service/gateway "$port:8080" >"$work/forward.log" 2>&1 &
+"$kubectl" port-forward -n "$namespace" service/gateway "$port:http" >"$work/forward.log" 2>&1 &
 forward=$!
 url=http://127.0.0.1:$port
 call() {
@@ -72,7 +71,7 @@ id=verify-cluster-$$-$RANDOM
 call -X POST "$url/v1/documents" -H 'Content-Type: application/json' \
   -d "{\"documents\": [{\"id\": \"$id\", \"text\": \"a red apple on a wooden table\"}]}" >/dev/null
 found=$(call -X POST "$url/v1/search" -H 'Content-Type: application/json' \
-  -d '{"text": "a red apple on a wooden table", "limit": 10}')
+  -d '{"text": "a red apple on a wooden table", "limit": 10}') || found="the search failed: $found"
 call -X DELETE "$url/v1/documents/$id" >/dev/null
 case $found in
   *"$id"*) say "a document was stored, found and deleted: the service works" ;;

@@ -62,11 +62,13 @@ def restore(
 
     Raises:
         ModelMismatch: its vectors are of another model.
+        InvalidParameter: it lies in a part of the workspace that it would replace.
         Conflict: a service has the workspace, it is not empty, or a newer clipflow has written the backup.
         NotFound, Internal: a file of the backup is missing or damaged.
         StorageFull, ReadOnly: the workspace cannot be written.
     """
     told.check_versions(backup.address, SCHEMAS)
+    backup.check_apart(workspace)
     if told.model.fingerprint not in ('', fingerprint):
         raise ModelMismatch(
             f'the vectors in {backup.address} were made with the model {told.model.name!r} '

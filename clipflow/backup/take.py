@@ -72,12 +72,14 @@ def take(workspace: Path, target: Target, begun: Callable[[int], Moved]) -> Take
 
     Raises:
         NotFound: there are no documents.
+        InvalidParameter: the target lies in a part of the workspace that is replaced when a backup is put back.
         Conflict: another backup of this workspace is being taken, or a newer clipflow has written it.
         StorageFull, ReadOnly, Forbidden, Unauthorized, Unavailable: the target cannot take it; nothing of it counts.
         Internal: a database is damaged.
     """
     if not layout.shards(generations.current(workspace)):
         raise NotFound(f'there are no documents in {workspace}; check CLIPFLOW_WORKSPACE')
+    target.check_apart(workspace)
     with _marked(workspace) as mark:
         _clean(target, mark)
         with contents.held(workspace) as held, _staging(target, mark) as staging:

@@ -26,6 +26,7 @@ from clipflow.errors import (
     Unavailable,
 )
 from clipflow.files import replaced, sync
+from clipflow.store import generations
 
 _S3 = 's3'
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -50,7 +51,7 @@ class Target:
         parts = urlsplit(address)
         self.folder: Path | None = None
         if '://' not in address:
-            self.folder = Path(address).expanduser().absolute()
+            self.folder = Path(os.path.expanduser(address)).absolute()
             self._root = str(self.folder)
             self._files: Any = fsspec.filesystem('file', use_listings_cache=False)
             return
@@ -59,7 +60,7 @@ class Target:
             raise InvalidParameter('an address must not hold credentials; set AWS_ACCESS_KEY_ID and the like')
         if parts.scheme != _S3 or not parts.netloc:
             raise InvalidParameter(f'{address!r} is no place for backups: it is a folder, or s3://bucket/prefix')
-        self._root = self.address.removeprefix(f'{_S3}://')
+        self._root = self.address.partition('://')[2]
         try:
             self._files = fsspec.filesystem(_S3, use_listings_cache=False, config_kwargs=_SECONDS)
         except ImportError:
@@ -68,6 +69,16 @@ class Target:
     def at(self, name: str) -> Self:
         """The place below this one."""
         return type(self)(f'{self.address}/{name}')
+
+    def check_apart(self, workspace: Path) -> None:
+        """Raises InvalidParameter if it is deleted when a backup is put back into a workspace."""
+        if self.folder is not None and self.folder.resolve().is_relative_to(workspace.resolve()):
+            inside = self.folder.resolve().relative_to(workspace.resolve()).parts
+            if inside and generations.is_replaced(inside[0]):
+                raise InvalidParameter(
+                    f'{self.address} is in a part of the workspace that is deleted when a backup is put back; take '
+                    'another place'
+                )
 
     def names(self) -> list[str]:
         """Of what lies directly in it, in order; nothing if it is not there."""

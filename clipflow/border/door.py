@@ -212,13 +212,14 @@ class Door:
     async def _reply(self, request: DataRequest, size: int) -> DataRequest:
         try:
             deadline = self._check(request, size)
-            if self.inside >= self._settings.max_in_flight:
+            places = 0 if _is_probe(request) else 1
+            if places and self.inside >= self._settings.max_in_flight:
                 raise Overloaded(f'{self.inside} requests are being served; try again a little later')
-            self.inside += 1
+            self.inside += places
             try:
                 reply = await self._send(request, deadline)
             finally:
-                self.inside -= 1
+                self.inside -= places
             if reply.status.code != jina_pb2.StatusProto.ERROR:
                 return reply
             raise self._executor_error(reply)
@@ -277,6 +278,11 @@ class Door:
         if status.exception.name == 'DecodeError':
             return InvalidDocument('the request holds a document that cannot be read (nested too deeply?)')
         return Internal(f'a stage failed; see its log under {reply.header.request_id}')
+
+
+def _is_probe(request: DataRequest) -> bool:
+    """Whether our own HTTP application asks how the stages are: that a service is full has to be seen."""
+    return request.header.exec_endpoint == '/status' and getattr(request, _IDENTITY, None) is None
 
 
 def _refusal(request: DataRequest, error: ClipflowError) -> DataRequest:

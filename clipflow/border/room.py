@@ -8,6 +8,7 @@ import difflib
 import gc
 import logging
 import os
+import socket
 import sys
 import time
 from collections.abc import Awaitable, Callable
@@ -92,6 +93,7 @@ class Room(Executor):  # type: ignore[misc]
         tags = {
             'stage': self.stage,
             'ready': await self.works(),
+            'replica': f'{socket.gethostname()}-{os.getpid()}',
             'version': __version__,
             'model': self.spec.name,
             'fingerprint': self.spec.fingerprint,

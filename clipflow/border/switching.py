@@ -38,7 +38,8 @@ class Switching:
 
     def __init__(self, stages: list[Stage], build: Callable[[], list[Stage]], workspace: Path | None) -> None:
         self._stages, self._build, self._workspace = stages, build, workspace
-        self._folder = Path(tempfile.mkdtemp(prefix='clipflow-'))
+        # systemd names a directory that other processes see too, which they may not see of its /tmp.
+        self._folder = Path(tempfile.mkdtemp(prefix='clipflow-', dir=os.environ.get('RUNTIME_DIRECTORY')))
         os.environ[GATEWAY_SOCKET] = str(self._folder / 'gateway')
         self._asked: queue.Queue[tuple[str, Path, queue.Queue[ClipflowError | None]]] = queue.Queue()
         self._answer: queue.Queue[ClipflowError | None] = queue.Queue()

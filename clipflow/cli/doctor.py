@@ -141,7 +141,8 @@ def _model() -> Iterator[Finding]:
 
 
 def _encoder() -> Iterator[Finding]:
-    from clipflow.sessions.registry import candidates, faster, imported, this_machine
+    from clipflow.sessions.machine import this_machine
+    from clipflow.sessions.registry import candidates, faster, imported
     from clipflow.settings import EncoderSettings
 
     settings, machine = EncoderSettings.load(), this_machine()
@@ -154,6 +155,42 @@ def _encoder() -> Iterator[Finding]:
             where = f'on the server at {settings.kserve_url}'
     yield Finding('ok', 'encoder', f'{first.runtime} {where}: {first.why}')
     yield from (Finding('note', 'encoder', sentence) for sentence in faster(settings, first, machine))
+
+
+def _index() -> Iterator[Finding]:
+    from clipflow.index.approximate import Approximate
+    from clipflow.index.trial import check_kind
+    from clipflow.settings import IndexerSettings
+    from clipflow.weights import load_spec
+
+    settings = IndexerSettings.load()
+    check_kind(settings.index_kind, load_spec(settings.model).dimension)
+    if settings.index_trained is not None:
+        Approximate.read(settings.index_trained, 0)
+    yield Finding('ok', 'index', settings.index_kind)
+
+
+def _calibration() -> Iterator[Finding]:
+    from clipflow.rank.calibration import Calibration
+    from clipflow.settings import RankerSettings
+    from clipflow.weights import load_spec
+
+    settings = RankerSettings.load()
+    if settings.calibration is not None:
+        Calibration.read(settings.calibration).check(load_spec(settings.model).fingerprint)
+        yield Finding('ok', 'calibration', str(settings.calibration))
+
+
+def _access() -> Iterator[Finding]:
+    from clipflow.access import Access, check_certificate
+    from clipflow.settings import GatewaySettings
+
+    settings = GatewaySettings.load()
+    Access.of(settings.api_keys, settings.api_keys_file)
+    if settings.tls_certificate is not None and settings.tls_key is not None:
+        check_certificate(settings.tls_certificate, settings.tls_key)
+    keys = settings.api_keys or settings.api_keys_file
+    yield Finding('ok', 'access', 'an API key is needed' if keys else 'no API key is needed')
 
 
 def _disk() -> Iterator[Finding]:
@@ -179,7 +216,8 @@ def _disk() -> Iterator[Finding]:
 def _writes_to_cache() -> bool:
     """Whether the encoder has something to write there at its next start."""
     from clipflow.sessions.export import are_there
-    from clipflow.sessions.registry import candidates, imported, this_machine
+    from clipflow.sessions.machine import this_machine
+    from clipflow.sessions.registry import candidates, imported
     from clipflow.settings import EncoderSettings
     from clipflow.weights import load_spec
 
@@ -203,9 +241,9 @@ def _documents() -> Iterator[Finding]:
     from clipflow.weights import load_spec
 
     settings = IndexerSettings.load()
-    if settings.workspace.exists() and not settings.workspace.is_dir():
+    if os.path.exists(settings.workspace) and not os.path.isdir(settings.workspace):
         return  # said of the disk
-    if (settings.workspace / layout.RESTORED).is_dir():
+    if os.path.isdir(settings.workspace / layout.RESTORED):
         yield Finding('note', 'documents', 'a restore was interrupted; the next start brings it to its end')
         return
     shards = layout.shards(generations.current(settings.workspace))
@@ -237,7 +275,7 @@ def _documents() -> Iterator[Finding]:
 
 def _existing(place: Path) -> Path:
     """The place itself, or the nearest folder above it that is there."""
-    return next(path for path in (place, *place.parents) if path.exists())
+    return next(path for path in (place, *place.parents) if os.path.exists(path))
 
 
 def _ports() -> Iterator[Finding]:
@@ -260,6 +298,9 @@ _CHECKS = (
     _tried('settings', _settings),
     _tried('model', _model),
     _tried('encoder', _encoder),
+    _tried('index', _index),
+    _tried('calibration', _calibration),
+    _tried('access', _access),
     _tried('documents', _documents),
     _tried('disk', _disk),
     _tried('port', _ports),

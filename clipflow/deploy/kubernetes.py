@@ -69,11 +69,15 @@ def component(flow: Flow, out: Path, base: Path, command: str) -> Files:
     own = [part for part in flow.parts if part.room]
     for part in own:
         _check(part)
+    if set(flow.ports) != {'grpc', 'http'}:
+        raise InvalidParameter(
+            f'the manifests have a gateway with gRPC and HTTP; this Flow has {", ".join(flow.ports) or "neither"}'
+        )
     shards = [part for part in own if part.room == _INDEXER]
     inside = out.resolve().is_relative_to(base.resolve())
     alone = len(shards) == 1 and shards[0].name == _INDEXER
     to_base = Path(os.path.relpath(base.resolve(), out.resolve()))
-    files: dict[Path, list[Any]] = {Path('gateway.yaml'): _gateway(flow)}
+    files: dict[Path, list[Any]] = {Path('gateway.yaml'): _gateway(flow, inside)}
     resources: list[str] = []
     patches: list[dict[str, Any]] = []
     if alone and inside:
@@ -142,14 +146,16 @@ def _is_there(path: Path, documents: list[Any]) -> bool:
     return path.exists() and list(yaml.safe_load_all(path.read_text(encoding='utf-8'))) == documents
 
 
-def _gateway(flow: Flow) -> list[Any]:
+def _gateway(flow: Flow, inside: bool) -> list[Any]:
     ports = list(flow.ports.items())
+    # Ports are merged by their numbers: without this, those of the base would stay beside others.
+    instead: list[dict[str, Any]] = [] if inside else [{'$patch': 'replace'}]
     container = {
         'name': CONTAINER,
         'args': gateway_arguments(flow),
-        'ports': [{'name': name, 'containerPort': port} for name, port in ports],
+        'ports': instead + [{'name': name, 'containerPort': port} for name, port in ports],
     }
-    service = {'ports': [{'name': name, 'port': port, 'targetPort': name} for name, port in ports]}
+    service = {'ports': instead + [{'name': name, 'port': port, 'targetPort': name} for name, port in ports]}
     return [
         _object('apps/v1', 'Deployment', 'gateway', {'template': {'spec': {'containers': [container]}}}),
         _object('v1', 'Service', 'gateway', service),

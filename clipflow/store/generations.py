@@ -33,11 +33,15 @@ def current(workspace: Path) -> Path:
     Raises:
         Internal: the file that names it is damaged.
         StorageFull, ReadOnly: a backup was put back, and could not take its place.
+        ReadOnly: it cannot be read.
     """
+    _check_readable(workspace)
     if (workspace / layout.RESTORED).is_dir():
         with _translated(workspace):
             _take_over(workspace)
-    return workspace / _read(workspace)[0]
+    folder = workspace / _read(workspace)[0]
+    _check_readable(folder)
+    return folder
 
 
 @contextmanager
@@ -51,6 +55,7 @@ def alone(workspace: Path, *, make: bool = False) -> Iterator[Path]:
         Conflict: another command does such a thing.
         Internal, StorageFull, ReadOnly: see `current`.
     """
+    _check_readable(workspace)
     if not workspace.exists() and not make:
         raise NotFound(f'there are no documents in {workspace}; check CLIPFLOW_WORKSPACE')
     with _translated(workspace):
@@ -122,6 +127,11 @@ def clear(workspace: Path) -> None:
         _write(workspace, counts)
 
 
+def is_replaced(name: str) -> bool:
+    """Whether what has this name in a workspace is deleted when a backup is put back."""
+    return bool(_NAME.fullmatch(name)) or name in (*_BESIDE, layout.RESTORED, f'{layout.RESTORED}.part')
+
+
 def staging(workspace: Path) -> Path:
     """Where a backup that is put back is written, with the names of the workspace; it counts for nothing."""
     return workspace / f'{layout.RESTORED}.part'
@@ -190,6 +200,16 @@ def _one_after_the_other(folder: Path) -> Iterator[bool]:
         yield folder.is_dir()
     finally:
         os.close(descriptor)
+
+
+def _check_readable(folder: Path) -> None:
+    """Raises ReadOnly for a folder that would seem to be empty because nobody here may look into it."""
+    try:
+        closed = folder.is_dir() and not os.access(folder, os.R_OK | os.X_OK)
+    except PermissionError:
+        closed = True
+    if closed:
+        raise ReadOnly(f'{folder} cannot be read; change its owner, or call this as the user of the service')
 
 
 def _read(workspace: Path) -> list[str]:

@@ -18,6 +18,7 @@ import pytest
 from docarray import Document
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from clipflow.errors import Overloaded
 from clipflow_client import Client
 from forms import long
 from service import Service, flow_with, until
@@ -129,6 +130,29 @@ def readiness(service: Service) -> int:
             return int(reply.status)
     except urllib.error.HTTPError as error:
         return error.code
+
+
+def test_a_service_that_is_full_stays_ready_and_lets_it_be_seen(tmp_path: Path) -> None:
+    with (
+        Service(tmp_path / 'workspace', {'RUNTIME': 'fake', 'MAX_IN_FLIGHT': '1'}) as service,
+        Client(service.grpc, retries=0) as client,
+        ThreadPoolExecutor() as pool,
+    ):
+        with held_writes(service):
+            stored = pool.submit(client.index, [Document(id='kept', text='kept')])
+            until(lambda: queue_length(service) == 1, 20, 'the queue of the indexer is told')
+            with pytest.raises(Overloaded):
+                client.search('kept')
+            # Else Kubernetes would send nothing here any more, and no scaler would know why.
+            assert readiness(service) == 200
+        assert [outcome.error for outcome in stored.result(timeout=20)] == [None]
+
+
+def queue_length(service: Service) -> float | None:
+    """Of the indexer, as Prometheus is told."""
+    with urllib.request.urlopen(f'{service.http}/metrics', timeout=10) as reply:
+        lines = [line for line in reply.read().decode().splitlines() if 'queue_length{' in line and '"indexer"' in line]
+    return float(lines[0].split()[-1]) if lines else None
 
 
 @long

@@ -64,11 +64,11 @@ def web(observed: Service) -> Iterator[httpx.Client]:
 
 
 def samples(web: httpx.Client) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
-    """Every sample of /metrics, by name and labels."""
+    """Every sample of /metrics, by name and labels; there is one replica of each stage, and its name is left away."""
     reply = web.get('/metrics')
     assert reply.headers['content-type'].startswith('text/plain')
     return {
-        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        (sample.name, tuple(sorted(pair for pair in sample.labels.items() if pair[0] != 'replica'))): sample.value
         for family in text_string_to_metric_families(reply.text)
         for sample in family.samples
     }
@@ -80,6 +80,8 @@ def test_metrics_count_requests_errors_stages_batches_and_documents(web: httpx.C
     for _ in range(3):
         assert web.post('/v1/search', json={'text': 'text 1'}).status_code == 200
     assert web.post('/v1/search', json={'text': 'x', 'relevance': 7}).status_code == 400
+    assert web.post('/v1/search', json={'text': 'x', 'id': 'y'}).status_code == 400
+    assert web.get('/nothing').status_code == 404
     with Client(observed.grpc) as client:
         client.search('text 2')
     # /metrics asks the stages at most once a second.
@@ -93,9 +95,12 @@ def test_metrics_count_requests_errors_stages_batches_and_documents(web: httpx.C
     assert grown('clipflow_requests_total', endpoint='/search', code='ok') == 4
     assert grown('clipflow_requests_total', endpoint='/search', code='invalid-parameter') == 1
     assert grown('clipflow_request_seconds_count', endpoint='/search') == 5
+    answers = {status: grown('clipflow_http_answers_total', status=status) for status in ('400', '404')}
+    assert answers == {'400': 2, '404': 1}
     assert grown('clipflow_stage_seconds_count', stage='ranker') >= 5
-    assert grown('clipflow_batch_size_count') >= 2
-    assert grown('clipflow_batch_size_sum') == grown('clipflow_encoded_items_total', stage='encoder') >= 7
+    assert grown('clipflow_batch_size_count', stage='encoder') >= 2
+    items = grown('clipflow_encoded_items_total', stage='encoder')
+    assert grown('clipflow_batch_size_sum', stage='encoder') == items >= 7
     assert grown('clipflow_cache_hits_total', stage='encoder') >= 2
     assert {after['clipflow_ready', (('stage', stage),)] for stage in STAGES} == {1.0}
     assert after['clipflow_in_flight', ()] >= 0

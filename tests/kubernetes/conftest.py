@@ -1,6 +1,7 @@
 """Manifests as kubectl builds them, with kubectl and the schemas in an environment of their own."""
 
 import os
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -24,11 +25,11 @@ SETS: dict[str, tuple[str, tuple[str, ...]]] = {
     **{name: ('base', (name,)) for name in COMPONENTS},
     # Much at once, as a large service would have it.
     'full': ('overlays/production', ('sharded', 'models', 'gpu', 'monitoring', 'ingress')),
-    'served': ('base', ('triton', 'models', 'monitoring', 'autoscale-keda', 'sharded')),
+    'served': ('base', ('triton', 'sharded', 'models', 'monitoring', 'autoscale-keda')),
     'changing': ('overlays/dev', ('reindex', 'models')),
     'small': ('overlays/dev', ('sharded', 'monitoring')),
 }
-"""Folders and components that are put on top of each."""
+"""Folders and components: put on top of the base, and into a copy of an overlay, as people do it."""
 
 
 @pytest.fixture(scope='session')
@@ -58,19 +59,23 @@ def built(kustomize: Callable[[Path], Objects], tmp_path_factory: pytest.TempPat
 
     def build(name: str) -> Objects:
         if name not in found:
-            folder = tmp_path_factory.mktemp('set')
-            base, components = SETS[name]
-            relative = [
-                os.path.relpath(ROOT / 'k8s' / path, folder.resolve()) for path in (base, *_folders(components))
-            ]
-            head = {'apiVersion': 'kustomize.config.k8s.io/v1beta1', 'kind': 'Kustomization'}
-            text = yaml.safe_dump(head | {'resources': relative[:1], 'components': relative[1:]})
-            (folder / 'kustomization.yaml').write_text(text, encoding='utf-8')
-            found[name] = kustomize(folder)
+            found[name] = kustomize(_chosen(tmp_path_factory.mktemp('set').resolve(), *SETS[name]))
         return found[name]
 
     return build
 
 
-def _folders(components: tuple[str, ...]) -> list[str]:
-    return [f'components/{name}' for name in components]
+def _chosen(folder: Path, base: str, components: tuple[str, ...]) -> Path:
+    """A folder for kustomize."""
+    told: dict[str, Any] = {'apiVersion': 'kustomize.config.k8s.io/v1beta1', 'kind': 'Kustomization'}
+    manifests = ROOT / 'k8s'
+    if base == 'base':
+        told['resources'] = [os.path.relpath(manifests / base, folder)]
+    else:
+        manifests = Path(shutil.copytree(manifests, folder / 'k8s'))
+        folder = manifests / base
+        told = yaml.safe_load((folder / 'kustomization.yaml').read_text(encoding='utf-8'))
+    more = [os.path.relpath(manifests / 'components' / name, folder) for name in components]
+    told['components'] = [*told.get('components', []), *more]
+    (folder / 'kustomization.yaml').write_text(yaml.safe_dump(told), encoding='utf-8')
+    return folder

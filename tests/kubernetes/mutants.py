@@ -286,6 +286,20 @@ MUTANTS = [
     Mutant('mount', ENC, (*C, 'volumeMounts'), both({'name': 'cache', 'mountPath': 'more'})),
     Mutant('mount-missing', ENC, (*S, 'volumes'), both({'name': 'idle', 'emptyDir': {'sizeLimit': '1Gi'}})),
     Mutant('mount-missing', ENC, (*C, 'volumeMounts'), without('models')),
+    Mutant('mount-missing', 'ConfigMap/clipflow-settings', ('data', 'HF_HOME'), '/hub'),
+    Mutant(
+        'mount-missing',
+        'Job/reindex-prepare',
+        S,
+        lambda old: {
+            **old,
+            'volumes': without('models')(old['volumes']),
+            'containers': [
+                {**one, 'volumeMounts': without('models')(one['volumeMounts'])} for one in old['containers']
+            ],
+        },
+        'changing',
+    ),
     Mutant(
         'mount-missing',
         SHARD,
@@ -443,6 +457,8 @@ MUTANTS = [
     Mutant('monitor', 'ServiceMonitor/clipflow', ('spec', 'endpoints', 0, 'interval'), '30'),
     Mutant('monitor', 'ServiceMonitor/clipflow', ('spec', 'selector', 'matchLabels', COMPONENT), 'door'),
     Mutant('monitor', 'ServiceMonitor/clipflow', ('spec', 'selector'), DROP),
+    Mutant('monitor', 'ServiceMonitor/clipflow', ('spec', 'endpoints', 0, 'authorization'), DROP),
+    Mutant('monitor', 'ServiceMonitor/clipflow', ('spec', 'endpoints', 0, 'authorization', 'credentials', 'name'), 'x'),
     Mutant('alert', 'PrometheusRule/clipflow', (*ALERT, 'expr'), ''),
     Mutant('alert', 'PrometheusRule/clipflow', (*ALERT, 'expr'), 'absent(clipflow_ready'),
     Mutant('alert', 'PrometheusRule/clipflow', (*ALERT, 'for'), '5 minutes'),

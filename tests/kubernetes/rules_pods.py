@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from decimal import Decimal
+from pathlib import PurePosixPath
 from typing import Any
 
 from .cluster import (
@@ -251,7 +252,7 @@ def mounts(cluster: Cluster) -> Found:
 
 @rule('mount-missing')
 def no_idle_volume(cluster: Cluster) -> Found:
-    """A volume that nobody mounts is a mistake."""
+    """A volume that nobody mounts is a mistake, and so is a home of models where nothing is mounted."""
     for pod in cluster.all_pods:
         volumes = [text(volume, 'name') for volume in mappings(pod.spec, 'volumes')]
         if twice := [called for called, count in Counter(volumes).items() if count > 1]:
@@ -260,6 +261,11 @@ def no_idle_volume(cluster: Cluster) -> Found:
         used = {text(one, 'name') for container in pod.all_containers for one in mappings(container, 'volumeMounts')}
         if idle := [called for called in [*volumes, *claims] if called not in used]:
             yield pod.owner, f'mounts {idle[0]!r} nowhere'
+        for container in pod.containers if pod.component != 'gateway' else []:
+            home = cluster.environment(pod, container).get('HF_HOME', '')
+            paths = [text(one, 'mountPath') for one in mappings(container, 'volumeMounts')]
+            if home and not any(path and PurePosixPath(home).is_relative_to(path) for path in paths):
+                yield pod.owner, f'looks for models in {home}, where nothing is mounted'
 
 
 @rule('writable')

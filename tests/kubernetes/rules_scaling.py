@@ -93,7 +93,14 @@ def triggers(cluster: Cluster) -> Found:
 
 @rule('monitor')
 def monitors(cluster: Cluster) -> Found:
-    """A monitor selects Services with the port that it names."""
+    """A monitor selects Services with the port that it names, and has a key where gateways demand one."""
+    keys = {
+        text(entry, 'valueFrom', 'secretKeyRef', 'name')
+        for pod in cluster.pods
+        for container in pod.containers
+        for entry in mappings(container, 'env')
+        if entry.get('name') == 'CLIPFLOW_API_KEYS' and at(entry, 'valueFrom', 'secretKeyRef', 'optional') is False
+    }
     for one in cluster.of('ServiceMonitor'):
         services = [
             service
@@ -104,6 +111,8 @@ def monitors(cluster: Cluster) -> Found:
         if not services or not endpoints or not mapping(one, 'spec', 'selector'):
             yield one, 'watches nothing'
         for endpoint in endpoints:
+            if keys and text(endpoint, 'authorization', 'credentials', 'name') not in keys:
+                yield one, 'has no key, which the gateway demands'
             for service in services:
                 if text(endpoint, 'port') not in [text(port, 'name') for port in mappings(service, 'spec', 'ports')]:
                     yield one, f'{name(service)} has no port {endpoint.get("port")!r}'

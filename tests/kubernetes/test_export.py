@@ -105,6 +105,24 @@ def test_another_number_of_shards_makes_manifests_without_a_fault(tmp_path: Path
     assert sum(one['kind'] == 'StatefulSet' for one in objects) == 5
 
 
+def test_a_gateway_on_other_ports_has_these_and_no_others(tmp_path: Path, kustomize: Any) -> None:
+    raw = yaml.safe_load(FLOW.read_text(encoding='utf-8'))
+    raw['gateway']['port'] = [52000, 8081]
+    path, top = tmp_path / 'flow.yml', tmp_path / 'top'
+    path.write_text(yaml.safe_dump(raw, sort_keys=False), encoding='utf-8')
+    assert main(['export', 'k8s', '--flow', str(path), '--out', str(tmp_path / 'mine')]) == 0
+    top.mkdir()
+    base = os.path.relpath(BASE, top.resolve())
+    (top / 'kustomization.yaml').write_text(f'resources: [{base}]\ncomponents: [../mine]\n', encoding='utf-8')
+    objects = kustomize(top)
+    assert check(objects, OUTSIDE) == []
+    spec = {one['kind']: one['spec'] for one in objects if one['metadata']['name'] == 'gateway' and 'spec' in one}
+    ports = {'grpc': 52000, 'http': 8081}
+    assert {one['name']: one['port'] for one in spec['Service']['ports']} == ports
+    container = mappings(spec['Deployment'], 'template', 'spec', 'containers')[0]
+    assert [(one['name'], one['containerPort']) for one in container['ports']] == list(ports.items())
+
+
 def test_what_an_earlier_flow_has_left_is_not_overlooked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(['export', 'k8s', '--flow', str(SHARDED), '--out', str(tmp_path / 'out')]) == 0
     assert main(['export', 'k8s', '--out', str(tmp_path / 'out')]) == 1
@@ -119,6 +137,7 @@ def test_what_an_earlier_flow_has_left_is_not_overlooked(tmp_path: Path, capsys:
         ({'env': {'CUDA_VISIBLE_DEVICES': 'RR'}}, 'use the component gpu'),
         ({'name': 'indexer', 'uses': 'executors/indexer/config.yml', 'replicas': 2}, 'use shards'),
         ({'name': 'store', 'uses': 'executors/indexer/config.yml'}, 'called indexer'),
+        ({}, 'a gateway with gRPC and HTTP'),
     ],
 )
 def test_what_the_manifests_have_no_place_for_is_refused(
@@ -135,7 +154,8 @@ def test_what_the_manifests_have_no_place_for_is_refused(
 def test_an_external_stage_is_called_where_it_is(tmp_path: Path) -> None:
     path = tmp_path / 'flow.yml'
     external = {'name': 'encoder', 'external': True, 'host': 'models.example.com', 'port': 7000}
-    path.write_text(yaml.safe_dump({'jtype': 'Flow', 'executors': [external]}), encoding='utf-8')
+    gateway = {'port': [51000, 8080], 'protocol': ['grpc', 'http']}
+    path.write_text(yaml.safe_dump({'jtype': 'Flow', 'gateway': gateway, 'executors': [external]}), encoding='utf-8')
     flow = Flow.read(path)
     assert value(gateway_arguments(flow), '--deployments-addresses') == {'encoder': ['models.example.com:7000']}
     assert set(component(flow, tmp_path, BASE, 'x')) == {Path('gateway.yaml'), Path('kustomization.yaml')}

@@ -17,12 +17,13 @@ from clipflow.metrics import Metrics
 from clipflow.web.app import create_app
 
 from . import rules
-from .cluster import Cluster, at, kind, mappings, name
+from .cluster import Cluster, at, kind, mapping, mappings, matches, name, text
 from .conftest import COMPONENTS, OUTSIDE, SETS, Objects
 
 OLDEST, NEWEST = '1.27', '1.37'
 CRDS = {'ScaledObject', 'ServiceMonitor', 'PrometheusRule'}
 OURS = ('gateway', 'preprocessor', 'encoder', 'indexer', 'ranker')
+POD = ('spec', 'template', 'spec')
 Build = Callable[[str], Objects]
 
 
@@ -193,6 +194,18 @@ def test_jobs_that_change_the_model_have_the_volume_of_models_and_of_the_indexer
         assert {'/models', '/data'} <= mounted
         assert ('--prepare' in container([job], f'Job/reindex-{called}')['args']) is (called == 'prepare')
         assert (job['spec'].get('suspend') is True) is (called == 'switch')
+        # Else the pod, and its log, would be deleted when the Job has failed.
+        assert at(job, *POD, 'restartPolicy') == 'Never'
+
+
+def test_a_job_runs_where_the_volume_of_the_indexer_is_for_as_long_as_it_has_it(built: Build) -> None:
+    objects = built('changing')
+    prepare, switch = (at(one(objects, f'Job/reindex-{called}'), *POD, 'affinity') for called in ('prepare', 'switch'))
+    (term,) = mappings(prepare, 'podAffinity', 'requiredDuringSchedulingIgnoredDuringExecution')
+    assert term['topologyKey'] == 'kubernetes.io/hostname'
+    indexer = mapping(one(objects, 'StatefulSet/indexer'), 'spec', 'template', 'metadata', 'labels')
+    assert matches(term['labelSelector'], indexer)
+    assert switch is None  # there is no indexer then
 
 
 def test_alerts_and_scalers_ask_for_metrics_that_there_are(built: Build) -> None:
@@ -212,6 +225,45 @@ def test_alerts_and_scalers_ask_for_metrics_that_there_are(built: Build) -> None
     )
     assert len(asked) > 3
     assert asked - there == set()
+
+
+def test_a_gateway_without_an_answer_from_the_stages_is_noticed_though_another_has_one(built: Build) -> None:
+    metrics = Metrics()
+    there = {'encoder': {'ready': True}}
+    told = [set(re.findall(r'^(clipflow_\w+)', metrics.text(said).decode(), re.M)) for said in (there, {})]
+    rules = mappings(one(built('monitoring'), 'PrometheusRule/clipflow'), 'spec', 'groups', 0, 'rules')
+    (silent,) = (text(rule, 'expr') for rule in rules if rule['alert'] == 'ClipflowStageSilent')
+    found = re.fullmatch(r'(\w+)\{.*\} unless on \(pod\) (\w+)\{.*\}', silent)
+    assert found is not None
+    # What is left of a gateway's series is what it has always, if it does not have what only stages tell.
+    assert [(found[1] in names, found[2] in names) for names in told] == [(True, True), (True, False)]
+
+
+def test_requests_of_probes_are_no_share_of_what_fails(built: Build) -> None:
+    rules = mappings(one(built('monitoring'), 'PrometheusRule/clipflow'), 'spec', 'groups', 0, 'rules')
+    (failing,) = (text(rule, 'expr') for rule in rules if rule['alert'] == 'ClipflowErrors')
+    assert failing.count('clipflow_requests_total{') == failing.count('endpoint!="/status"') == 2
+
+
+def test_the_dashboard_counts_a_replica_once_however_many_gateways_tell_of_it() -> None:
+    dashboard = json.loads((ROOT / 'k8s/components/monitoring/dashboard.json').read_text(encoding='utf-8'))
+    asked = [target['expr'] for panel in dashboard['panels'] for target in panel.get('targets', [])]
+    metrics = Metrics()
+    always = set(re.findall(r'^(clipflow_\w+)', metrics.text({}).decode(), re.M))
+    metrics.request('/search', 'ok', 0.1, [('encoder', 0.1)])
+    own = always | set(re.findall(r'^(clipflow_\w+)', metrics.text({}).decode(), re.M))
+    of_stages = [text for text in asked if not set(re.findall(r'clipflow_\w+', text)) <= own]
+    assert len(of_stages) > 5
+    for expression in of_stages:
+        for found in re.finditer(r'(rate\()?(clipflow_\w+)', expression):
+            before = expression[: found.start()]
+            assert re.search(r'(max|min) by \((stage|replica)\) \($', before), expression
+
+
+def test_a_stream_of_requests_is_not_cut_off_on_its_way_in(built: Build) -> None:
+    for called in ('http', 'grpc'):
+        told = mapping(one(built('ingress'), f'Ingress/gateway-{called}'), 'metadata', 'annotations')
+        assert told['nginx.ingress.kubernetes.io/proxy-body-size'] == '0'
 
 
 def test_probes_of_the_gateway_are_routes_of_it(built: Build) -> None:

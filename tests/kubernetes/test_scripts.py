@@ -81,7 +81,9 @@ def test_systemd_understands_the_unit(tmp_path: Path) -> None:
         assert bool(done.returncode or 'clipflow.service' in done.stderr) is faults, done.stderr
 
 
-def verify(tmp_path: Path, *given: str, **environment: str) -> tuple[subprocess.CompletedProcess[str], list[str]]:
+def verify(
+    tmp_path: Path, *given: str, outside: bool = False, **environment: str
+) -> tuple[subprocess.CompletedProcess[str], list[str]]:
     """Run the script with a stub, and what the stub was asked."""
     stub, log = tmp_path / 'kubectl', tmp_path / 'log'
     stub.write_text(STUB, encoding='utf-8')
@@ -94,6 +96,7 @@ def verify(tmp_path: Path, *given: str, **environment: str) -> tuple[subprocess.
         text=True,
         check=False,
         timeout=60,
+        cwd=tmp_path if outside else ROOT,
     )
     return done, log.read_text(encoding='utf-8').splitlines()
 
@@ -106,6 +109,14 @@ def test_without_apply_the_cluster_is_asked_and_not_changed(tmp_path: Path) -> N
     changing = [line for line in asked if line.split()[0] in ('apply', 'create', 'label', 'delete', 'patch')]
     assert changing
     assert all('--dry-run=server' in line for line in changing)
+
+
+def test_an_overlay_is_found_from_where_the_script_is_called(tmp_path: Path) -> None:
+    (tmp_path / 'mine').mkdir()
+    (tmp_path / 'mine' / 'kustomization.yaml').touch()
+    for given, built in (('mine', 'kustomize mine'), (None, f'kustomize {ROOT}/scripts/../k8s/overlays/dev')):
+        done, asked = verify(tmp_path, *[given] * (given is not None), outside=True)
+        assert (done.returncode, built in asked) == (0, True), done.stderr
 
 
 def test_with_apply_it_waits_and_calls_the_service(tmp_path: Path, fake: Service) -> None:

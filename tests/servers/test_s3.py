@@ -94,6 +94,7 @@ def test_a_backup_goes_there_and_comes_back(store: str, large: Path, tmp_path: P
     assert target.names() == []
     taken = take(large, target, unnoticed)
     assert [backup.manifest for backup in listed(target)] == [taken.manifest]
+    assert Target(store.replace('s3://', 'S3://')).names() == [taken.name]
     assert list((tmp_path / 'temporary').iterdir()) == []
     backup, told = found(store)
     restore(tmp_path / 'other', backup, told, FINGERPRINT, unnoticed)

@@ -5,6 +5,7 @@ import os
 import shutil
 import socket
 import sqlite3
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -44,6 +45,8 @@ def test_a_sound_installation(capsys: pytest.CaptureFixture[str], tmp_path: Path
         'settings',
         'model',
         'encoder',
+        'index',
+        'access',
         'documents',
         'workspace',
         'cache',
@@ -76,6 +79,46 @@ def test_all_faults_are_said_at_once_each_with_what_to_do(
         'note   settings: the environment variable CLIPFLOW_GRPC_PROT is not known to clipflow; did you mean',
     ):
         assert said in out
+
+
+def test_whatever_would_stop_a_stage_is_said_by_its_own_sentence(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / 'calibration').write_text('{}')
+    (tmp_path / 'key').write_text('no key')
+    for name, value in {
+        'API_KEYS': 'without-a-scope',
+        'INDEX_KIND': 'nonsense',
+        'CALIBRATION': str(tmp_path / 'calibration'),
+    }.items():
+        monkeypatch.setenv(f'CLIPFLOW_{name}', value)
+    assert main(['doctor']) == 1
+    out = capsys.readouterr().out
+    for said in (
+        'fault  access: API key number 1 is not of the form KEY:read or KEY:write',
+        "fault  index: 'nonsense' is not a kind of index",
+        f'fault  calibration: {tmp_path / "calibration"} is no calibration',
+    ):
+        assert said in out
+    assert out.splitlines()[-1] == '3 faults'
+    for name, value in {
+        'API_KEYS': 'long-enough:read',
+        'INDEX_KIND': 'auto',
+        'INDEX_TRAINED': str(tmp_path / 'none'),
+        'CALIBRATION': str(tmp_path / 'none'),
+        'TLS_CERTIFICATE': str(tmp_path / 'none'),
+        'TLS_KEY': str(tmp_path / 'key'),
+    }.items():
+        monkeypatch.setenv(f'CLIPFLOW_{name}', value)
+    assert main(['doctor']) == 1
+    out = capsys.readouterr().out
+    for said in (
+        f"fault  access: CLIPFLOW_TLS_CERTIFICATE='{tmp_path / 'none'}' and CLIPFLOW_TLS_KEY=",
+        f'fault  index: {tmp_path / "none"} is no trained index',
+        f'fault  calibration: there is no calibration {tmp_path / "none"}',
+    ):
+        assert said in out
+    assert out.splitlines()[-1] == '3 faults'
 
 
 @pytest.fixture
@@ -144,7 +187,7 @@ def test_a_setting_that_is_not_valid_is_one_fault(
 
 
 def test_a_faster_extra_is_named(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr('clipflow.sessions.registry._import_fault', lambda _: '')
+    monkeypatch.setattr('clipflow.sessions.machine._import_fault', lambda _: '')
     assert main(['doctor']) == 0
     assert 'note   encoder: the extra "openvino" is faster on this CPU' in capsys.readouterr().out
 
@@ -255,6 +298,18 @@ def test_every_package_that_is_missing_or_of_another_version_is_named(
     assert lines[-1] == '4 faults'
 
 
+def test_a_build_for_gpus_stands_in_place_of_the_package(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    installed(tmp_path, monkeypatch, 'somewhere==1.2; extra == "onnx"', 'nowhere==1.2; extra == "openvino"')
+    folder = tmp_path / 'site' / 'somewhere_gpu-1.2.dist-info'
+    folder.mkdir()
+    (folder / 'METADATA').write_text('Metadata-Version: 2.4\nName: somewhere-gpu\nVersion: 1.2\n')
+    main(['doctor'])
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.split()[1] == 'extras:']
+    assert lines == ['ok     extras: not installed, and needed for what they are for only: openvino']
+
+
 def test_a_package_that_cannot_be_imported_hides_nothing_else(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -298,6 +353,40 @@ def test_documents_that_fit_are_counted_and_left_alone(capsys: pytest.CaptureFix
     assert main(['doctor']) == 0
     assert capsys.readouterr().out.count('ok     documents: 6 in 2 shards') == 2
     assert sorted(path for path in tmp_path.rglob('*')) == before
+
+
+def test_documents_of_somebody_else_are_not_none(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    fill(tmp_path / 'workspace', 3)
+    closed, allowed = generations.current(tmp_path / 'workspace'), os.access
+    monkeypatch.setattr(os, 'access', lambda path, mode: path != closed and allowed(path, mode))
+    assert main(['doctor']) == 1
+    assert f'fault  documents: {closed} cannot be read; change its owner' in capsys.readouterr().out
+    for command in (['backup', str(tmp_path / 'backups')], ['dump', str(tmp_path / 'dump')]):
+        assert main(command) == 1
+        assert f'clipflow: read-only: {closed} cannot be read; change its owner' in capsys.readouterr().err
+
+
+@pytest.mark.skipif(shutil.which('setpriv') is None, reason='setpriv, which gives up the rights of root, is not there')
+def test_a_place_that_nobody_here_may_enter_is_said_without_a_trace(tmp_path: Path) -> None:
+    (tmp_path / 'closed' / 'workspace').mkdir(parents=True)
+    (tmp_path / 'closed').chmod(0)
+    rights = ['setpriv', '--bounding-set=-all', '--inh-caps=-all'] if os.geteuid() == 0 else []
+    try:
+        for command in ('doctor', 'serve'):
+            done = subprocess.run(
+                [*rights, sys.executable, '-m', 'clipflow.cli.main', command],
+                env={**os.environ, 'CLIPFLOW_WORKSPACE': str(tmp_path / 'closed' / 'workspace')},
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=120,
+            )
+            assert (done.returncode, 'Traceback' in done.stderr) == (1, False), done.stderr
+            assert 'workspace cannot be read; change its owner' in done.stdout + done.stderr
+    finally:
+        (tmp_path / 'closed').chmod(0o700)
 
 
 def test_a_pointer_that_is_damaged_and_a_restore_that_is_not_done(

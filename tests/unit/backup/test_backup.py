@@ -2,6 +2,7 @@
 
 import json
 import resource
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -378,6 +379,25 @@ def test_a_target_that_cannot_be_written(workspace: Path, tmp_path: Path) -> Non
 def test_a_target_without_permission(workspace: Path) -> None:
     with pytest.raises(ReadOnly, match=r'Operation not permitted|Permission denied'):
         take(workspace, Target('/sys/backups'), unnoticed)
+
+
+@pytest.mark.parametrize('name', ['indexer-old', 'indexer/more', 'feedback', 'ranker/backups', 'restored'])
+def test_what_a_restore_would_delete_is_no_place_for_a_backup(workspace: Path, tmp_path: Path, name: str) -> None:
+    with pytest.raises(InvalidParameter, match='is deleted when a backup is put back'):
+        take(workspace, Target(str(workspace / name)), unnoticed)
+    taken = take(workspace, Target(str(tmp_path / 'elsewhere')), unnoticed)
+    inside = workspace / name / taken.name
+    shutil.copytree(tmp_path / 'elsewhere' / taken.name, inside)
+    with pytest.raises(InvalidParameter, match='is deleted when a backup is put back'):
+        put_back(Target(str(inside)), workspace, force=True)
+    assert (inside / manifest.NAME).is_file()
+
+
+def test_beside_the_documents_backups_stay(workspace: Path) -> None:
+    for target in (Target(str(workspace)), Target(str(workspace / 'backups'))):
+        taken = take(workspace, target, unnoticed)
+        put_back(target, workspace, force=True)
+        assert listed(target)[-1].name == taken.name
 
 
 def test_a_workspace_without_documents(tmp_path: Path, target: Target) -> None:
