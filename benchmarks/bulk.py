@@ -115,9 +115,9 @@ def alone(pattern: str) -> float:
 
     encoding = EncoderSettings.load()
     spec = load_spec(encoding.model)
-    preparation, reader = Preparation(spec, PreprocessorSettings.load()), open_input(pattern, Columns())
-    pixels = []
-    for item in items_of(reader, next(parts(reader.scan(), 20 * encoding.batch_size))):
+    reading, reader = PreprocessorSettings.load(), open_input(pattern, Columns())
+    preparation, pixels = Preparation(spec, reading), []
+    for item in items_of(reader, next(parts(reader.scan(), 20 * encoding.batch_size)), reading.max_bytes):
         assert isinstance(item, Item)
         doc = Document(blob=item.load().picture)
         preparation.prepare(doc, needs_content=True, trust_embedding=False, thumbnail=False, keep=False)

@@ -68,8 +68,9 @@ def estimate(items: float, gpus: int, rates: Rates, prices: Prices) -> tuple[flo
 def decoding(pattern: str, count: int) -> float:
     """Seconds of one core for a photograph: read, decoded, brought to the model's size."""
     spec, reader = load_spec(EncoderSettings.load().model), open_input(pattern, Columns())
-    decoder = Decoder(spec, PreprocessorSettings.load())
-    items = [one for one in islice(items_of(reader, next(parts(reader.scan(), count))), count) if isinstance(one, Item)]
+    reading = PreprocessorSettings.load()
+    decoder, found = Decoder(spec, reading), items_of(reader, next(parts(reader.scan(), count)), reading.max_bytes)
+    items = [one for one in islice(found, count) if isinstance(one, Item)]
     begun = time.process_time()
     for item in items:
         decoder.decode(item, texts=False)

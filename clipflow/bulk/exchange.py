@@ -14,6 +14,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import IO, Any
 
@@ -178,14 +179,21 @@ def record(vector: NDArray[np.float32] | None, row: dict[str, Any], place: int) 
         InvalidDocument: the id is too long, or the metadata cannot be stored or sent.
     """
     identifier = str(_first(row, *_IDS, default=place))
-    if len(identifier.encode('utf-8', 'surrogatepass')) > _LONGEST_ID:
-        raise InvalidDocument(f'the id {identifier[:40]!r}... is longer than {_LONGEST_ID} bytes')
-    tags = _tags(row.get('tags'))
-    tags |= {name: value for name, value in row.items() if name not in _OWN and value is not None}
-    tags = {name: value for name, value in tags.items() if not name.startswith('__')}
-    text = str(_first(row, 'text', 'caption'))
+    name = identifier.encode('utf-8', 'surrogatepass')
+    if len(name) > _LONGEST_ID:
+        if _first(row, 'id') != '':
+            raise InvalidDocument(f'the id {identifier[:40]!r}... is longer than {_LONGEST_ID} bytes')
+        # A path or URL may be; it stays whole as the document's `uri`.
+        identifier = f'{sha256(name).hexdigest()}:{name[-200:].decode("utf-8", "replace")}'
+    text = str(_first(row, 'caption', 'text'))
     # Where there is no picture, a dump has the id in the place of its path, for clip-retrieval needs one.
     uri = str(_first(row, 'uri', 'url', *(['image_path'] if row.get('id') != row.get('image_path') else [])))
+    tags = _tags(row.get('tags'))
+    tags |= {name: value for name, value in row.items() if name not in _OWN and value is not None}
+    # Of several texts or places the others stay too.
+    own = {name: row.get(name) for name in _OWN[1:-1]}
+    tags |= {name: value for name, value in own.items() if str(value or '') not in ('', identifier, text, uri)}
+    tags = {name: value for name, value in tags.items() if not name.startswith('__')}
     try:
         found = json.dumps(tags, ensure_ascii=False, allow_nan=False, default=str)
     except (ValueError, RecursionError):

@@ -12,7 +12,7 @@ import numpy as np
 from clipflow.bulk import on_disk
 from clipflow.bulk.build import INDEXING, Told
 from clipflow.bulk.mapped import Mapped
-from clipflow.errors import ReadOnly, StorageFull
+from clipflow.errors import InvalidParameter, ReadOnly, StorageFull
 from clipflow.index.approximate import Approximate, save
 from clipflow.index.build import build
 from clipflow.index.choice import Choice, Wanted, choose
@@ -25,9 +25,11 @@ def write(source: Mapped, file: Path, wanted: Wanted, told: Told) -> Choice:
     Its search effort is set as it was tuned.
 
     Raises:
-        InvalidParameter: FAISS knows no such kind.
+        InvalidParameter: FAISS knows no such kind, or the file is a folder.
         ReadOnly, StorageFull: it cannot be written; a file that was there is left.
     """
+    if file.is_dir():
+        raise InvalidParameter(f'{file} is a folder; name a file for the index')
     check_kind(wanted.kind, source.dimension())
     choice = choose(wanted, source.count(), source.dimension())
     temporary = file.with_name(f'.{file.name}-{secrets.token_hex(4)}')

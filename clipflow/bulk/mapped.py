@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipflow.bulk import exchange
-from clipflow.errors import DimensionMismatch, InvalidDocument, ModelMismatch, NotFound
+from clipflow.errors import Conflict, DimensionMismatch, InvalidDocument, ModelMismatch, NotFound
 from clipflow.settings import EncoderSettings
 from clipflow.store.reading import Record
 from clipflow.weights import ModelSpec
@@ -27,6 +27,7 @@ class Mapped:
 
     Raises:
         NotFound: there are no vectors in the folder.
+        Conflict: `clipflow embed` is not through with it.
         InvalidDocument: a file is damaged, or its metadata are of another number of rows.
         DimensionMismatch: the files hold vectors of different lengths.
         Unavailable: the parquet files need a package that is not installed.
@@ -34,6 +35,11 @@ class Mapped:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        if (folder / 'plan' / 'plan.json').is_file() and not (folder / 'manifest.json').is_file():
+            raise Conflict(
+                f'{folder} is not complete: the `clipflow embed` that makes it has not come to its end; run the same '
+                'command again'
+            )
         self._files = [(path, exchange.mapped(path)) for path in exchange.arrays_in(folder)]
         self._starts = np.cumsum([0, *(len(array) for _, array in self._files)])
         if not self.count():

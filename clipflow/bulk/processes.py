@@ -5,9 +5,11 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from typing import Any, TypeVar
 
 from clipflow.errors import Unavailable
@@ -47,9 +49,10 @@ def each(parts: Sequence[T], task: Callable[[T, Told], None], workers: int, told
     # A flag without a lock: a process that is killed while it has one would keep it for ever.
     messages, stop = context.SimpleQueue(), context.RawValue('b', 0)
     with ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(messages, stop)) as pool:
-        waiting: set[Future[None]] = {pool.submit(_do, task, part) for part in parts}
-        # The pool does not watch a process that it started since it last woke up; this wakes it.
-        pool.submit(int)
+        with deaf():
+            waiting: set[Future[None]] = {pool.submit(_do, task, part) for part in parts}
+            # The pool does not watch a process that it started since it last woke up; this wakes it.
+            pool.submit(int)
         try:
             while waiting:
                 done, waiting = wait(waiting, timeout=_SECONDS)
@@ -71,6 +74,17 @@ def each(parts: Sequence[T], task: Callable[[T, Told], None], workers: int, told
     messages.close()
 
 
+@contextmanager
+def deaf() -> Iterator[None]:
+    """Processes that are started meanwhile never hear Ctrl-C, which reaches all of a terminal: this one decides."""
+    resource_tracker.ensure_running()  # the first process would start it, after which this would be undone
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _hear(messages: Any, told: Told) -> None:
     for _ in range(_AT_ONCE):
         if messages.empty():
@@ -80,8 +94,6 @@ def _hear(messages: Any, told: Told) -> None:
 
 def _begin(messages: Any, stop: Any) -> None:
     _HERE.update(messages=messages, stop=stop)
-    # Ctrl-C reaches all processes of a terminal; the first one decides.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
 

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +70,15 @@ def run(given: argparse.Namespace) -> int:
             return 130
         stored = build.documents_in(settings.workspace)
         parts = f' in {settings.shards} shards' if settings.shards > 1 else ''
+        if stored < count:
+            warn(
+                f'{count - stored:,} of {count:,} vectors have an id that comes again, of which the last one counts; '
+                'give each its own in a column `id` of the metadata'
+            )
         print(f'{stored:,} documents are in {settings.workspace}{parts}, {choice.factory or "flat"} ({choice.why})')
         if changed:
-            print(' '.join(['Start the service with', *(f'{name}={value}' for name, value in changed.items())]))
+            options = (f'{name}={shlex.quote(value)}' for name, value in changed.items())
+            print(' '.join(['Start the service with', *options]))
     if given.faiss is not None:
         with bars(count, build.INDEXING) as told:
             choice = index_file.write(source, given.faiss, wanted, told)

@@ -2,8 +2,10 @@
 
 import argparse
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 
 _RUNNERS = ('local', 'ray')
 _SHOWN = 5
+_SECONDS = 60.0
+"""Between lines of progress."""
 
 
 def add_commands(commands: Any) -> None:
@@ -109,13 +113,24 @@ def _job(given: argparse.Namespace) -> 'Job':
     encoding = EncoderSettings.load()
     encoding = encoding.model_copy(update=wishes | ({'batch_size': given.batch_size} if given.batch_size else {}))
     pattern = given.input if '://' in given.input else os.path.abspath(os.path.expanduser(given.input))
+    _check_apart(given.out, pattern)
     columns = Columns(given.image_column, given.caption_column)
     reader = open_input(pattern, columns)
     fingerprint = load_spec(encoding.model).fingerprint
-    wanted = plans.Plan(pattern, reader.digest(), fingerprint, given.partition_size, not given.no_text)
+    options = columns.options() | ({'--no-text': ''} if given.no_text else {})
+    wanted = plans.Plan(pattern, reader.digest(), fingerprint, given.partition_size, not given.no_text, options=options)
     plan = plans.planned(given.out.absolute(), wanted, reader, keep=given.keep_plan)
     processes = given.processes or (0 if given.runner == 'ray' else 1)
     return Job(given.out.absolute(), plan, reader, encoding, PreprocessorSettings.load(), processes)
+
+
+def _check_apart(out: Path, pattern: str) -> None:
+    """Raises InvalidParameter for an output that the next run would take for input; what is hidden it does not see."""
+    place, source = out.resolve(), Path(pattern).resolve()
+    if source.is_dir() and source in place.parents:
+        inside = place.relative_to(source).parts
+        if not any(part.startswith('.') for part in inside):
+            raise InvalidParameter(f'{out} lies in the input {pattern}; name a folder outside of it')
 
 
 def _summary(folder: Path, manifest: dict[str, Any]) -> int:
@@ -144,8 +159,9 @@ def _watched(job: 'Job', numbers: list[int], quiet: bool) -> Iterator['_Bar']:
         TimeRemainingColumn(),
         TextColumn('{task.fields[failed]}'),
     )
-    with Progress(*columns, console=Console(stderr=True), disable=quiet, speed_estimate_period=60) as progress:
-        yield _Bar(progress, _count(job.plan, numbers))
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=quiet, speed_estimate_period=60) as progress:
+        yield _Bar(progress, _count(job.plan, numbers), lines=not (quiet or console.is_terminal))
 
 
 def _count(plan: 'Plan', numbers: list[int]) -> int:
@@ -155,19 +171,29 @@ def _count(plan: 'Plan', numbers: list[int]) -> int:
 
 
 class _Bar:
-    """See `runner.Watch`."""
+    """See `runner.Watch`; in `lines` from time to time, where no bar can move, as in the log of a cluster."""
 
-    def __init__(self, progress: Any, total: int) -> None:
+    def __init__(self, progress: Any, total: int, *, lines: bool = False) -> None:
         self._progress = progress
         self._task = progress.add_task('embed', total=total, rate='-', failed='')
         self._failed = 0
+        self._lines = lines
+        self._told = time.monotonic()
 
     def moved(self, items: int, failed: int) -> None:
         """See `runner.Watch`."""
         self._failed += failed
         speed = self._progress.tasks[0].speed
         shown = f'{self._failed:,} failed' if self._failed else ''
-        self._progress.update(self._task, advance=items, rate='-' if speed is None else f'{speed:.1f}', failed=shown)
+        rate = '-' if speed is None else f'{speed:.1f}'
+        self._progress.update(self._task, advance=items, rate=rate, failed=shown)
+        if self._lines and time.monotonic() - self._told >= _SECONDS:
+            self._told = time.monotonic()
+            task = self._progress.tasks[0]
+            left = '-' if task.time_remaining is None else timedelta(seconds=int(task.time_remaining))
+            warn(
+                f'{task.completed:,.0f} of {task.total:,.0f} done, {rate} items/s, {left} left, {self._failed:,} failed'
+            )
 
     def warn(self, sentence: str) -> None:
         """See `runner.Watch`."""

@@ -31,6 +31,7 @@ def add_commands(commands: Any) -> None:
     option('--model', 'a directory or a name (CLIPFLOW_MODEL)')
     option('--image-column', 'of a table: pictures, or their URLs', metavar='NAME')
     option('--caption-column', 'of a table: captions', metavar='NAME')
+    option('--keep-plan', 'go on though pictures have changed: what is new is left out', action='store_true')
     option('--threads', 'fetches at once', type=int, default=64, metavar='N')
     option('--image-size', 'shrink what is fetched to this shorter side', type=int, default=0, metavar='PIXELS')
     option('--allow-private', 'fetch from addresses that are not public too', action='store_true')
@@ -53,11 +54,13 @@ def run(given: argparse.Namespace) -> int:
     if given.model:
         os.environ['CLIPFLOW_MODEL'] = given.model
     pattern = given.input if '://' in given.input else os.path.abspath(os.path.expanduser(given.input))
-    source = urls.opened(pattern, Columns(given.image_column, given.caption_column))
-    options = [f'--{name}={value}' for name in ('image-column', 'caption-column') if (value := _of(given, name))]
+    columns = Columns(given.image_column, given.caption_column)
+    source = urls.opened(pattern, columns)
+    options = [f'{name}={value}' for name, value in columns.options().items()]
+    options += ['--keep-plan'] if given.keep_plan else []
     if source is not None:
         try:
-            _fetch(given, folder, urls.prepared(folder / 'urls', pattern, source))
+            _fetch(given, folder, urls.prepared(folder / 'urls', pattern, source, columns))
         except KeyboardInterrupt:
             warn('interrupted; the same command goes on where this one stopped')
             return 130
@@ -77,11 +80,6 @@ def run(given: argparse.Namespace) -> int:
         print(f'Everything is in {folder}; it is served by: {" ".join(settings)} clipflow serve')
         return 0
     return _step(serve, 'serve')
-
-
-def _of(given: argparse.Namespace, name: str) -> str | None:
-    value: str | None = getattr(given, name.replace('-', '_'))
-    return value
 
 
 def _step(command: Any, *arguments: str) -> int:

@@ -83,7 +83,9 @@ def _in_folder(given: argparse.Namespace) -> 'tuple[list[Found], Path]':
     vector = select.encoded(given.query if given.image is None else _content(given.image), spec)
     with progress('comparing', source.count()) as told:
         found = select.best(source, vector, given.num_results, given.threshold, told)
-    return found, Path(source.manifest.get('input', given.folder))
+    base = Path(source.manifest.get('input', given.folder))
+    # Paths in tables are relative to these.
+    return found, base if base.is_dir() else base.parent
 
 
 def _content(path: Path) -> bytes:

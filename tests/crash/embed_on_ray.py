@@ -31,8 +31,8 @@ class Deadly:
     whom: str
     marks: Path
 
-    def read(self, piece: Range) -> Iterator[Item | Fault]:
-        for item in self.reader.read(piece):
+    def read(self, piece: Range, most: int) -> Iterator[Item | Fault]:
+        for item in self.reader.read(piece, most):
             if item.key == self.key and len(list(self.marks.iterdir())) < self.deaths:
                 (self.marks / str(os.getpid())).touch()
                 for process in workers() if self.whom == 'all' else [os.getpid()]:

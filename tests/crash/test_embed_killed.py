@@ -71,8 +71,8 @@ class Held:
     reader: Reader
     key: str
 
-    def read(self, piece: Range) -> Iterator[Item | Fault]:
-        for item in self.reader.read(piece):
+    def read(self, piece: Range, most: int) -> Iterator[Item | Fault]:
+        for item in self.reader.read(piece, most):
             if item.key == self.key:
                 threading.Event().wait()
             yield item
@@ -168,6 +168,19 @@ def test_two_ranks_share_the_work(
     assert main.main(command(album, out, '--rank', '1', '--world-size', '2')) == 1
     assert f'{PICTURES - 1} embedded, 1 failed' in capsys.readouterr().out
     assert contents(out) == expected
+
+
+def test_processes_do_not_hear_ctrl_c_from_their_first_moment_on(album: str, tmp_path: Path) -> None:
+    run = runner._Run(job(album, tmp_path / 'out'), [0], Watch(0))
+    run._start()
+    try:
+        (one,) = run._workers
+        assert one.connection.recv() == worker.Ready()
+        status = Path(f'/proc/{one.process.pid}/status').read_text()
+        blocked = next(line.split()[1] for line in status.splitlines() if line.startswith('SigBlk'))
+        assert int(blocked, 16) >> signal.SIGINT - 1 & 1
+    finally:
+        run._stop()
 
 
 @long

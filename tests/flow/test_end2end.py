@@ -69,6 +69,17 @@ def test_from_a_folder_to_a_service_that_finds_the_right_picture(album: tuple[Pa
     assert not (tmp_path / 'unused').exists()
 
 
+def test_pictures_that_come_later_are_told_and_left_out_if_that_is_wanted(tmp_path: Path, capsys: Any) -> None:
+    folder, out = inputs.folder(tmp_path / 'folder', inputs.files(3)), tmp_path / 'out'
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('CLIPFLOW_RUNTIME', 'fake')
+        assert main.main(command(folder, out, '--no-serve')) == 0
+        (folder / 'new.jpg').write_bytes(jpeg(9))
+        assert main.main(command(folder, out, '--no-serve')) == 1
+        assert 'has changed since' in capsys.readouterr().err
+        assert main.main(command(folder, out, '--no-serve', '--keep-plan')) == 0
+
+
 @pytest.mark.parametrize(
     ('names', 'sentence'),
     [
@@ -76,6 +87,7 @@ def test_from_a_folder_to_a_service_that_finds_the_right_picture(album: tuple[Pa
         (('absent', 'new'), 'there is no such file or folder'),
         (('folder', 'folder/001.jpg'), 'is a file; name a folder'),
         (('empty', 'new'), 'holds no pictures'),
+        (('folder', 'folder/album'), 'lies in the input'),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_sentence(

@@ -101,8 +101,8 @@ class Reader(Protocol):
         """All items in their order, which is the same for the same input."""
         ...
 
-    def read(self, piece: Range) -> Iterator[Item | Fault]:
-        """The items of a range, in their order.
+    def read(self, piece: Range, most: int) -> Iterator[Item | Fault]:
+        """The items of a range, in their order; a file of more than `most` bytes is not read.
 
         Raises:
             InvalidDocument: the source cannot be read any more.

@@ -4,17 +4,19 @@ plan/plan.json   the input, the model, the number of partitions
 plan/N.json      where the items of partition N are
 """
 
+import errno
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from clipflow.bulk.embed.items import Fault, Part, Place, Range, Reader
-from clipflow.errors import Conflict, InvalidParameter, ModelMismatch, NotFound
+from clipflow.errors import Conflict, InvalidParameter, ModelMismatch, NotFound, ReadOnly, StorageFull
 from clipflow.files import replaced
 
 
@@ -30,6 +32,7 @@ class Plan:
         texts: whether captions are embedded.
         partitions: how many there are.
         items: how many in all.
+        options: what else decides which items there are, and what is embedded of them; by name.
     """
 
     input: str
@@ -39,6 +42,7 @@ class Plan:
     texts: bool
     partitions: int = 0
     items: int = 0
+    options: dict[str, str] = field(default_factory=dict)
 
     def name(self, number: int) -> str:
         """Of a partition, as in the names of its files: as many digits as clip-retrieval has for so many partitions."""
@@ -57,7 +61,8 @@ def planned(folder: Path, wanted: Plan, reader: Reader, *, keep: bool) -> Plan:
     Raises:
         NotFound: there is no item in the input.
         InvalidParameter: the folder holds something else.
-        Conflict, ModelMismatch: it was begun with another input, partition size or model.
+        Conflict, ModelMismatch: it was begun with another input, partition size, model or other options.
+        StorageFull, ReadOnly: it cannot be written.
     """
     if folder.exists() and not folder.is_dir():
         raise InvalidParameter(f'{folder} is a file; name a folder')
@@ -67,20 +72,21 @@ def planned(folder: Path, wanted: Plan, reader: Reader, *, keep: bool) -> Plan:
     if folder.is_dir() and any(not name.startswith('.') for name in os.listdir(folder)):
         raise InvalidParameter(f'{folder} is not empty and has no plan of `clipflow embed`; name another folder')
     # Ranks on several machines may do this at once.
-    folder.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(prefix='.plan-', dir=folder))
-    made.chmod(0o755)
-    try:
-        _write(made, wanted, reader)
+    with translated(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        made = Path(tempfile.mkdtemp(prefix='.plan-', dir=folder))
+        made.chmod(0o755)
         try:
-            made.rename(path.parent)
-        except OSError:
-            # Another rank was first, with the same plan.
-            if not path.is_file():
-                raise
-        return _agreed(folder, _read(path), wanted, keep)
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
+            _write(made, wanted, reader)
+            try:
+                made.rename(path.parent)
+            except OSError:
+                # Another rank was first, with the same plan.
+                if not path.is_file():
+                    raise
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
+    return _agreed(folder, _read(path), wanted, keep)
 
 
 def part(folder: Path, plan: Plan, number: int) -> Part:
@@ -160,11 +166,25 @@ def _agreed(folder: Path, plan: Plan, wanted: Plan, keep: bool) -> Plan:
         raise Conflict(f'{folder} was begun with the input {plan.input}, not {wanted.input}; {again}')
     if plan.partition_size != wanted.partition_size:
         raise Conflict(f'{folder} was begun with --partition-size {plan.partition_size}; give the same, or {again}')
-    if plan.texts and not wanted.texts:
-        raise Conflict(f'{folder} was begun with captions, not with --no-text; {again}')
+    if plan.options != wanted.options:
+        options = ' '.join(f'{name} {value}'.strip() for name, value in plan.options.items())
+        raise Conflict(f'{folder} was begun with {options or "none of these options"}; give the same, or {again}')
     if plan.digest != wanted.digest and not keep:
         raise Conflict(
             f'{plan.input} has changed since {folder} was begun: files came, went or have another size; {again}, or go '
             'on with what was there then (--keep-plan)'
         )
     return plan
+
+
+@contextmanager
+def translated(folder: Path) -> Iterator[None]:
+    """What goes wrong with files inside becomes one sentence; raises StorageFull, ReadOnly."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StorageFull(
+                f'no space is left for {folder}; make some, and run the same command again: what is done stays'
+            ) from None
+        raise ReadOnly(f'{folder} cannot be written: {error.strerror or error}') from None

@@ -82,7 +82,7 @@ def _decoded(row: Row, job: Job) -> Iterator[Row]:
 
 def _minibatches(part: Part, job: Job) -> Iterator[_Decoded]:
     decoder = _decoder(job.encoding.model, job.reading.model_dump_json())
-    items, started = worker.items_of(job.reader, part), time.time()
+    items, started = worker.items_of(job.reader, part, job.reading.max_bytes), time.time()
     while True:
         begun = time.perf_counter()
         found = [decoder.decode(item, job.plan.texts) for item in islice(items, job.encoding.batch_size)]

@@ -21,14 +21,16 @@ def open_input(pattern: str, columns: Columns) -> Reader:
     Raises:
         NotFound: there is nothing.
         InvalidParameter: it is of no kind that can be read, or of several kinds.
+        InvalidDocument, Unavailable: the place where it is does not answer.
     """
-    urls = storage.expanded(pattern)
-    if len(urls) == 1:
-        system, path = storage.located(urls[0])
-        if system.isdir(path):
-            return _of_folder(urls[0], columns)
-        if not system.exists(path):
-            raise NotFound(f'{pattern}: there is no such file or folder')
+    with storage.reading(pattern):
+        urls = storage.expanded(pattern)
+        if len(urls) == 1:
+            system, path = storage.located(urls[0])
+            if system.isdir(path):
+                return _of_folder(urls[0], columns)
+            if not system.exists(path):
+                raise NotFound(f'{pattern}: there is no such file or folder')
     return _of_files(urls, pattern, columns)
 
 

@@ -8,11 +8,13 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol
 
 from clipflow.bulk.embed.worker import Done, Failed, Job, Message, Progress, Ready, work
+from clipflow.bulk.processes import deaf
 from clipflow.errors import Internal, InvalidParameter, from_code
 
 TRIES = 2
 """How often a partition is begun at which a process dies."""
-_RANKS = (('SLURM_PROCID', 'SLURM_NTASKS'), ('RANK', 'WORLD_SIZE'))
+# The innermost first: torchrun is often started by srun, once a node.
+_RANKS = (('RANK', 'WORLD_SIZE'), ('SLURM_PROCID', 'SLURM_NTASKS'))
 _SECONDS_TO_STOP = 5.0
 
 
@@ -104,7 +106,8 @@ class _Run:
         context = multiprocessing.get_context('spawn')
         ours, theirs = context.Pipe()
         process = context.Process(target=work, args=(theirs, self._job), daemon=True)
-        process.start()
+        with deaf():
+            process.start()
         theirs.close()
         self._workers.append(_Worker(process, ours))
 

@@ -47,7 +47,7 @@ def _groups(archive: tarfile.TarFile) -> Iterator[_Group]:
         vars(archive)['members'] = []
         folder, slash, name = member.name.rpartition('/')
         stem, _, kind = name.partition('.')
-        if not member.isfile() or not stem or '/.' in f'/{folder}':
+        if member.isdir() or not stem or not storage.is_shown(folder):
             continue
         key = folder + slash + stem
         if group is None or group.key != key:
@@ -88,7 +88,7 @@ class Shards(storage.Archives):
                 ):
                     for row, group in enumerate(_groups(archive)):
                         last = group.key
-                        fault = self._fault(group, seen)
+                        fault = self._fault(url, group, seen)
                         if fault is not None:
                             yield fault
                         if fault is None or fault.embedded:
@@ -98,24 +98,25 @@ class Shards(storage.Archives):
             except InvalidDocument as error:
                 yield Fault(url, f'{error.message}; what comes behind {last} is lost')
 
-    def _fault(self, group: _Group, seen: set[str]) -> Fault | None:
+    def _fault(self, url: str, group: _Group, seen: set[str]) -> Fault | None:
+        key = self.key(url, group.key)
         if group.key in seen:
-            return Fault(group.key, 'duplicate key: its shard has an item of this name already')
+            return Fault(key, 'duplicate key: its shard has an item of this name already')
         if group.picture is None:
-            return Fault(group.key, f'has no picture, only {", ".join(group.members)}')
+            return Fault(key, f'has no picture, only {", ".join(group.members)}')
         self.captions |= 'txt' in group.members
         if group.twice:
-            return Fault(group.key, 'duplicate key: it has two members of one kind; the first counts', embedded=True)
+            return Fault(key, 'duplicate key: it has two members of one kind; the first counts', embedded=True)
         return None
 
-    def read(self, piece: Range) -> Iterator[Item | Fault]:
+    def read(self, piece: Range, most: int) -> Iterator[Item | Fault]:
         """See `items.Reader`: one item after the other, so that a shard elsewhere is read in one go."""
         with storage.reading(piece.source), storage.opened(piece.source) as file:
             file.seek(piece.offset)
             with tarfile.open(fileobj=file, mode='r:') as archive:
                 count = piece.stop - piece.start
                 for group in _groups(archive):
-                    yield _item(archive, group)
+                    yield _item(archive, group, self.key(piece.source, group.key), most)
                     count -= 1
                     if not count:
                         break
@@ -123,9 +124,12 @@ class Shards(storage.Archives):
                     raise tarfile.ReadError(f'it has lost {count:,} items')
 
 
-def _item(archive: tarfile.TarFile, group: _Group) -> Item | Fault:
+def _item(archive: tarfile.TarFile, group: _Group, key: str, most: int) -> Item | Fault:
     def blob(member: tarfile.TarInfo) -> bytes:
+        if not member.isfile():
+            raise InvalidDocument(f'{member.name} is a link or no file; a shard has to hold the files themselves')
         with storage.reading(member.name):
+            storage.check_size(member.size, member.name, most)
             found = archive.extractfile(member)
             content = found.read() if found else b''
             if len(content) < member.size:
@@ -136,8 +140,8 @@ def _item(archive: tarfile.TarFile, group: _Group) -> Item | Fault:
         picture = blob(group.picture) if group.picture else b''
         given: dict[str, bytes] = {kind: blob(group.members[kind]) for kind in ('txt', 'json') if kind in group.members}
     except InvalidDocument as error:
-        return Fault(group.key, error.message)
-    return Item(group.key, partial(_content, group.key, picture, given))
+        return Fault(key, error.message)
+    return Item(key, partial(_content, key, picture, given))
 
 
 def _content(key: str, picture: bytes, given: dict[str, bytes]) -> Content:

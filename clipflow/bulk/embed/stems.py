@@ -41,7 +41,7 @@ def loaded(entry: Entry, read: Callable[[str], bytes]) -> Content:
 def text(blob: bytes, name: str) -> str:
     """A caption; raises InvalidDocument unless it is UTF-8."""
     try:
-        return blob.decode('utf-8').strip()
+        return blob.decode('utf-8-sig').strip()
     except UnicodeDecodeError:
         raise InvalidDocument(f'{name} is not text in UTF-8') from None
 
@@ -67,16 +67,26 @@ class Folder:
     def __init__(self, url: str) -> None:
         self._url = url
         self._files = dict[str, int]()
+        self._lost = list[Fault]()
         self.captions = False
 
     def digest(self) -> str:
         """See `items.Reader`."""
-        self._files = storage.listed(self._url)
+        self._list()
         return storage.digest(self._files)
 
+    def _list(self) -> None:
+        self._lost = []
+        self._files = storage.listed(
+            self._url, lambda name, reason: self._lost.append(Fault(name, f'{name} cannot be read: {reason}'))
+        )
+
     def scan(self) -> Iterator[Place | Fault]:
-        """See `items.Reader`."""
-        for row, entry in enumerate(entries(self._files or storage.listed(self._url))):
+        """See `items.Reader`; a folder that cannot be read is one fault."""
+        if not self._files:
+            self._list()
+        yield from self._lost
+        for row, entry in enumerate(entries(self._files)):
             self.captions |= bool(entry[1])
             yield Place(self._url, row, 0, entry)
 
@@ -84,10 +94,10 @@ class Folder:
         # To other processes it goes without the list of all files, which only planning needs.
         return Folder, (self._url,)
 
-    def read(self, piece: Range) -> Iterator[Item | Fault]:
+    def read(self, piece: Range, most: int) -> Iterator[Item | Fault]:
         """See `items.Reader`."""
         system, _ = storage.located(piece.source)
-        read = partial(storage.content_at, system)
+        read = partial(storage.content_at, system, most=most)
         for entry in piece.entries:
             yield Item(storage.named(system, entry[0]), partial(loaded, entry, read))
 
@@ -100,20 +110,20 @@ class Zip(storage.Archives):
         for url in self._urls:
             try:
                 with storage.reading(url), storage.opened(url) as file, zipfile.ZipFile(file) as archive:
-                    names = [name for name in archive.namelist() if _is_shown(name)]
+                    names = [name for name in archive.namelist() if storage.is_shown(name)]
             except InvalidDocument as error:
                 yield Fault(url, error.message)
                 continue
             seen = set[str]()
             for name in names:
                 if name in seen and name.rpartition('.')[2].lower() in PICTURES:
-                    yield Fault(name, f'the name comes twice in {url}; the last one counts')
+                    yield Fault(self.key(url, name), f'the name comes twice in {url}; the last one counts')
                 seen.add(name)
             for row, entry in enumerate(entries(names)):
                 self.captions |= bool(entry[1])
                 yield Place(url, row, 0, entry)
 
-    def read(self, piece: Range) -> Iterator[Item | Fault]:
+    def read(self, piece: Range, most: int) -> Iterator[Item | Fault]:
         """See `items.Reader`."""
         with storage.reading(piece.source):
             # Items are read after this is through: the last of them closes it.
@@ -121,11 +131,8 @@ class Zip(storage.Archives):
 
         def read(name: str) -> bytes:
             with storage.reading(name):
+                storage.check_size(archive.getinfo(name).file_size, name, most)
                 return archive.read(name)
 
         for entry in piece.entries:
-            yield Item(entry[0], partial(loaded, entry, read))
-
-
-def _is_shown(name: str) -> bool:
-    return not any(part.startswith('.') or part == '__MACOSX' for part in name.split('/'))
+            yield Item(self.key(piece.source, entry[0]), partial(loaded, entry, read))

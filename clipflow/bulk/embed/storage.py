@@ -2,33 +2,18 @@
 
 import hashlib
 import itertools
-import lzma
+import os
 import re
-import tarfile
-import zipfile
-import zlib
-from collections.abc import Iterable, Iterator
+import stat
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import IO, Any
 
-import fsspec
 from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
 
-from clipflow.errors import InvalidDocument, InvalidParameter, NotFound, Unavailable
+from clipflow.errors import ClipflowError, InvalidDocument, InvalidParameter, NotFound, Unavailable
 
-_DAMAGED = (
-    OSError,
-    EOFError,
-    ValueError,
-    KeyError,
-    RuntimeError,
-    NotImplementedError,
-    zlib.error,
-    lzma.LZMAError,
-    tarfile.TarError,
-    zipfile.BadZipFile,
-)
-"""What is raised by reading a file that is gone, may not be read, or is damaged."""
 _PACKED = {'gz': 'gzip', 'tgz': 'gzip', 'bz2': 'bz2', 'xz': 'xz'}
 _BRACES = re.compile(r'\{([^{}]*)\}')
 _RANGE = re.compile(r'(\d+)\.\.(\d+)')
@@ -43,9 +28,14 @@ def reading(name: str) -> Iterator[None]:
     """
     try:
         yield
-    except _DAMAGED as error:
-        reason = getattr(error, 'strerror', None) or str(error) or type(error).__name__
-        raise InvalidDocument(f'{name} cannot be read: {reason}') from None
+    except ClipflowError:
+        raise
+    except Exception as error:  # every file system, its client and every format have errors of their own
+        raise InvalidDocument(f'{name} cannot be read: {_reason(error)}') from None
+
+
+def _reason(error: Exception) -> str:
+    return str(getattr(error, 'strerror', None) or error or type(error).__name__)
 
 
 def located(url: str) -> tuple[Any, str]:
@@ -53,14 +43,18 @@ def located(url: str) -> tuple[Any, str]:
 
     Raises:
         InvalidParameter: a scheme that fsspec does not know.
-        Unavailable: it needs a package that is not installed.
+        Unavailable: it needs a package that is not installed, or is reached by a connection that cannot be made.
     """
+    if '://' not in url and not url.startswith('data:'):
+        return LocalFileSystem(), url  # fsspec would take `::` in a name for its own
     try:
         system, path = url_to_fs(url)
     except ImportError as error:
         raise Unavailable(f'{url} needs a package that is not installed: {error}') from None
     except ValueError as error:
         raise InvalidParameter(f'{url} is no place that can be read: {error}') from None
+    except Exception as error:  # of clients that connect at once
+        raise Unavailable(f'{url} cannot be reached: {_reason(error)}') from None
     return system, str(path)
 
 
@@ -75,45 +69,76 @@ def _protocols(system: Any) -> tuple[str, ...]:
 
 def opened(url: str) -> IO[bytes]:
     """A file to read from, at any place; what is packed (by its suffix) is unpacked on the way."""
-    located(url)
-    file: IO[bytes] = fsspec.open(url, 'rb', compression=_PACKED.get(url.rpartition('.')[2].lower())).open()
+    system, path = located(url)
+    file: IO[bytes] = system.open(path, 'rb', compression=_PACKED.get(url.rpartition('.')[2].lower()))
     return file
 
 
-def content(url: str) -> bytes:
+def content(url: str, most: int) -> bytes:
     """A whole file.
 
     Raises:
-        InvalidDocument: it is gone, or cannot be read.
+        InvalidDocument: it is gone, cannot be read, or has more than `most` bytes.
         InvalidParameter, Unavailable: as `located`.
     """
-    return content_at(*located(url))
+    return content_at(*located(url), most)
 
 
-def content_at(system: Any, path: str) -> bytes:
+def content_at(system: Any, path: str, most: int) -> bytes:
     """As `content`, of a file system that is known."""
-    try:
-        found: bytes = system.cat_file(path)
+    name = named(system, path)
+    with reading(name):
+        try:
+            found: bytes = system.cat_file(path, end=most + 1)
+        except Exception as error:
+            # Of an empty file some servers have no first bytes to give.
+            if 'range' not in str(error).lower() or system.size(path) != 0:
+                raise
+            found = b''
+        check_size(len(found), name, most)
         return found
-    except Exception as error:  # every file system and its client have errors of their own
-        reason = getattr(error, 'strerror', None) or str(error) or type(error).__name__
-        raise InvalidDocument(f'{named(system, path)} cannot be read: {reason}') from None
 
 
-def listed(url: str) -> dict[str, int]:
+def check_size(size: int, name: str, most: int) -> None:
+    """Raises InvalidDocument for a file that is too large to be read."""
+    if size > most:
+        raise InvalidDocument(f'{name} has more than {most:,} bytes')
+
+
+def is_shown(path: str) -> bool:
+    """Whether neither a file nor a folder above it is hidden, or one in which macOS keeps what is no content."""
+    return not any((part.startswith('.') and part not in ('.', '..')) or part == '__MACOSX' for part in path.split('/'))
+
+
+def listed(url: str, lost: Callable[[str, str], None] | None = None) -> dict[str, int]:
     """All files below a folder, hidden ones and those in hidden folders left out, with their sizes.
 
-    Pipes and sockets are no files: nobody may ever write to them.
+    Links to folders are not followed. Pipes and the like are no files: nobody may ever write to them.
+
+    Args:
+        url: of the folder.
+        lost: is told the name of a folder that cannot be read, and why.
     """
     system, root = located(url)
+    if isinstance(system, LocalFileSystem):
+        return dict(sorted(_walked(root, lost or (lambda name, reason: None))))
     with reading(url):
         found = system.find(root, detail=True)
-    return {
-        name: int(info.get('size') or 0)
-        for name, info in sorted(found.items())
-        if not any(part.startswith('.') or part == '__MACOSX' for part in name[len(root) :].split('/'))
-        and (info.get('type') != 'other' or info.get('islink'))
-    }
+    return {name: int(info.get('size') or 0) for name, info in sorted(found.items()) if is_shown(name[len(root) :])}
+
+
+def _walked(root: str, lost: Callable[[str, str], None]) -> Iterator[tuple[str, int]]:
+    for folder, folders, names in os.walk(root, onerror=lambda error: lost(str(error.filename), _reason(error))):
+        folders[:] = filter(is_shown, folders)
+        for name in filter(is_shown, names):
+            path = os.path.join(folder, name)
+            try:
+                found = os.stat(path)
+            except OSError:  # a link to nowhere; reading it tells
+                yield path, 0
+            else:
+                if stat.S_ISREG(found.st_mode):
+                    yield path, found.st_size
 
 
 def sizes(urls: Iterable[str]) -> dict[str, int]:
@@ -123,7 +148,7 @@ def sizes(urls: Iterable[str]) -> dict[str, int]:
         system, path = located(url)
         try:
             found[url] = int(system.info(path)['size'] or 0)
-        except OSError:
+        except Exception:  # reading it tells
             found[url] = -1
     return found
 
@@ -139,9 +164,14 @@ def digest(files: dict[str, int]) -> str:
 def expanded(pattern: str) -> list[str]:
     """Paths or URLs that a pattern stands for: `{000..127}` and `{train,val}` in the order given, `*` sorted by name.
 
+    What has the very name of the pattern is meant itself.
+
     Raises:
         NotFound: there is nothing of that name.
     """
+    system, path = located(pattern)
+    if system.exists(path):
+        return [named(system, path)]
     found = [match for one in _braced(pattern) for match in _globbed(one)]
     if not found:
         raise NotFound(f'{pattern}: there is no such file or folder')
@@ -178,7 +208,15 @@ class Archives:
 
     def __init__(self, urls: list[str]) -> None:
         self._urls = urls
+        parts = zip(*(url.split('/')[:-1] for url in urls), strict=False)
+        shared = itertools.takewhile(lambda names: len(set(names)) == 1, parts)
+        self._root = ''.join(f'{names[0]}/' for names in shared)
         self.captions = False
+
+    def key(self, url: str, name: str) -> str:
+        """Of an item: its name in the file; of files in several folders, which may all count from 0, the folder too."""
+        folder, slash, _ = url.removeprefix(self._root).rpartition('/')
+        return folder + slash + name
 
     def digest(self) -> str:
         """See `items.Reader`."""

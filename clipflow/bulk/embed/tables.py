@@ -30,7 +30,8 @@ _PICTURES = (
     'file',
 )
 _CAPTIONS = ('caption', 'text', 'captions', 'title', 'sentence', 'sentences')
-_ROWS = 1000
+_ROWS = 100
+_BUFFER = 2**20
 _ALL = 2**62
 csv.field_size_limit(2**31 - 1)
 
@@ -44,12 +45,20 @@ class Columns:
     picture: str | None = None
     caption: str | None = None
 
+    def options(self) -> dict[str, str]:
+        """Those that were given, by the names of the options."""
+        given = {'--image-column': self.picture, '--caption-column': self.caption}
+        return {name: value for name, value in given.items() if value is not None}
+
     def of(self, names: Sequence[str], source: str) -> tuple[str, str | None]:
         """Which columns of a table hold pictures and captions.
 
         Raises:
             InvalidParameter: they are not there.
+            InvalidDocument: there is nothing in it.
         """
+        if not names:
+            raise InvalidDocument(f'{source} is empty')
         for wanted in (self.picture, self.caption):
             if wanted is not None and wanted not in names:
                 raise InvalidParameter(f'{source} has no column {wanted!r}; it has {", ".join(names)}')
@@ -125,20 +134,21 @@ class Tables:
                 text = _caption(row, caption)
                 yield row.pop(picture, None), text, row
 
-    def read(self, piece: Range) -> Iterator[Item | Fault]:
+    def read(self, piece: Range, most: int) -> Iterator[Item | Fault]:
         """See `items.Reader`."""
         kind = _kind(piece.source)
-        picture, caption = self._columns.of(kind.names(piece.source), piece.source)
+        columns = self._columns.of(kind.names(piece.source), piece.source)
         name = piece.source.removeprefix(self._root).lstrip('/')
         row = piece.start
         for fields in kind.rows(piece):
-            yield _item(fields, picture, caption, piece.source, f'{name}:{row}')
+            yield _item(fields, columns, piece.source, f'{name}:{row}', most)
             row += 1
         if row < piece.stop:
             raise InvalidDocument(f'{piece.source} has lost {piece.stop - row:,} rows')
 
 
-def _item(fields: Row, picture: str, caption: str | None, source: str, name: str) -> Item | Fault:
+def _item(fields: Row, columns: tuple[str, str | None], source: str, name: str, most: int) -> Item | Fault:
+    picture, caption = columns
     held, text = fields.pop(picture, None), _caption(fields, caption)
     if isinstance(held, dict):
         path, held = held.get('path'), held.get('bytes') or held.get('path')
@@ -148,14 +158,17 @@ def _item(fields: Row, picture: str, caption: str | None, source: str, name: str
     if isinstance(held, bytes):
         return Item(name, partial(Content, held, text, fields))
     uri = str(held)
-    return Item(uri, lambda: Content(storage.content(_absolute(uri, source)), text, fields))
+    # A data: URI is the picture itself, and no name.
+    key = name if uri.startswith('data:') else uri
+    return Item(key, lambda: Content(storage.content(_absolute(uri, source), most), text, fields))
 
 
 def _caption(fields: Row, name: str | None) -> str | None:
-    """Take the caption out; where there are several, the first, and all stay."""
+    """Take the caption out; where there are several, the first, and all stay, as `captions` where the name is taken."""
     said = fields.pop(name, None) if name else None
     if isinstance(said, list) and said and isinstance(said[0], str):
-        fields[str(name)], said = said, said[0]
+        fields.setdefault('captions' if name == 'caption' else str(name), said)
+        said = said[0]
     return said if isinstance(said, str) and said else None
 
 
@@ -168,7 +181,7 @@ class _Csv:
     """CSV with a header, in UTF-8; a row is found by the byte at which it begins."""
 
     def __init__(self, url: str) -> None:
-        self._delimiter = '\t' if url.endswith('.tsv') else ','
+        self._delimiter = '\t' if url.lower().endswith(('.tsv', '.tsv.gz', '.tsv.bz2', '.tsv.xz')) else ','
 
     def names(self, url: str) -> list[str]:
         return next((fields for _, fields in self._lines(url, 0)), [])
@@ -222,7 +235,8 @@ class _Parquet:
 
     def rows(self, piece: Range) -> Iterator[Row]:
         with storage.reading(piece.source), storage.opened(piece.source) as file:
-            table = parquet().ParquetFile(file)
+            # Of itself it keeps all that it has read until its end, and that would be the pictures of a partition.
+            table = parquet().ParquetFile(file, pre_buffer=False, buffer_size=_BUFFER)
             first, groups = 0, list[int]()
             skipped = 0
             for group in range(table.num_row_groups):
@@ -257,8 +271,8 @@ def _sliced(batches: Any, first: int, piece: Range) -> Iterator[Row]:
     for batch in batches:
         start, stop = max(piece.start - first, 0), min(piece.stop - first, batch.num_rows)
         first += batch.num_rows
-        for at in range(start, stop, _ROWS // 10):
-            yield from batch.slice(at, min(_ROWS // 10, stop - at)).to_pylist()
+        for at in range(start, stop, _ROWS):
+            yield from batch.slice(at, min(_ROWS, stop - at)).to_pylist()
         if first >= piece.stop:
             return
 

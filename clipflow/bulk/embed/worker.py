@@ -1,6 +1,5 @@
 """One process of a run: it opens the model for itself, and does the partitions that it is told to do."""
 
-import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -70,13 +69,13 @@ class Failed:
 Message = Ready | Progress | Done | Failed
 
 
-def items_of(reader: Reader, part: Part) -> Iterator[Item | Fault]:
-    """What a partition consists of; a source that cannot be read any more is one fault."""
+def items_of(reader: Reader, part: Part, most: int) -> Iterator[Item | Fault]:
+    """What a partition consists of, files of `most` bytes; a source that cannot be read any more is one fault."""
     yield from part.faults
     for piece in part.ranges:
         count = 0
         try:
-            for item in reader.read(piece):
+            for item in reader.read(piece, most):
                 count += 1
                 yield item
         except InvalidDocument as error:
@@ -88,7 +87,7 @@ def embed(job: Job, mapper: Mapper, number: int, moved: Moved) -> None:
     """Embed one partition and write it."""
     begun = time.time()
     part = plans.part(job.folder, job.plan, number)
-    mapped = mapper.map(items_of(job.reader, part), job.plan.texts, moved)
+    mapped = mapper.map(items_of(job.reader, part, job.reading.max_bytes), job.plan.texts, moved)
     write(job, number, mapped, mapper.encoder.dimension, begun)
 
 
@@ -106,11 +105,7 @@ def write(job: Job, number: int, mapped: Mapped, dimension: int, begun: float) -
 
 
 def work(connection: Connection, job: Job) -> None:
-    """Body of a process: a number comes in, messages go out, until the other side closes.
-
-    Ctrl-C in a terminal reaches every process of the group; only the one that deals out the work answers it.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Body of a process: a number comes in, messages go out, until the other side closes."""
     try:
         with Mapper(load_spec(job.encoding.model), job.encoding, job.reading, job.processes) as mapper:
             writer.agree(job.folder, mapper.encoder.description)

@@ -10,7 +10,6 @@
 Everything is written under another name first, and given its own when it is on the disk.
 """
 
-import errno
 import json
 import os
 import shutil
@@ -29,8 +28,8 @@ from clipflow.bulk.arrow import arrow, parquet
 from clipflow.bulk.embed.decoding import Row
 from clipflow.bulk.embed.items import Fault
 from clipflow.bulk.embed.mapper import Mapped
-from clipflow.bulk.embed.plan import Plan
-from clipflow.errors import ModelMismatch, ReadOnly, StorageFull
+from clipflow.bulk.embed.plan import Plan, translated
+from clipflow.errors import Conflict, ModelMismatch
 from clipflow.files import replaced
 
 _OWN = ('image_path', 'caption', 'metadata')
@@ -74,6 +73,8 @@ class Writer:
                     'without_caption': sum(fault.embedded for fault in mapped.faults),
                     'files': sizes,
                 }
+                if _is_whole(self._folder, name):
+                    return  # another process was at it too, and whoever counts what is there may not miss it
                 # Of a partition that is made again, what is there no longer counts from here on.
                 (self._folder / 'stats' / f'{name}.json').unlink(missing_ok=True)
                 for target, path in files.items():
@@ -147,9 +148,9 @@ def table(columns: Columns) -> Any:
 
 
 def _text(value: Any) -> str:
-    """As JSON, or a text itself; letters that are none, from file names in another encoding, become question marks."""
+    """As JSON, or a text itself; what is no letter, of names in another encoding, is told by its code."""
     text = value if isinstance(value, str) else json.dumps(value, default=str)
-    return text.encode('utf-8', 'replace').decode('utf-8')
+    return text.encode('utf-8', 'backslashreplace').decode('utf-8')
 
 
 def unfinished(folder: Path, plan: Plan) -> list[int]:
@@ -174,9 +175,9 @@ def _stats(folder: Path, name: str) -> dict[str, Any]:
 
 
 def tidy(folder: Path, plan: Plan) -> None:
-    """Remove what killed runs have left of partitions that are done by now."""
-    for number in range(plan.partitions):
-        for left in folder.glob(f'.partition-{plan.name(number)}-*'):
+    """Remove what killed runs have left of partitions that are done by now, and of plans that were not the first."""
+    for pattern in ('.plan-*', *(f'.partition-{plan.name(number)}-*' for number in range(plan.partitions))):
+        for left in folder.glob(pattern):
             shutil.rmtree(left, ignore_errors=True)
 
 
@@ -195,8 +196,10 @@ def agree(folder: Path, description: dict[str, str]) -> None:
             os.link(made, path)
         except FileExistsError:
             pass
+        except OSError:
+            made.replace(path)  # a file system without links
         finally:
-            made.unlink()
+            made.unlink(missing_ok=True)
     found = json.loads(path.read_text(encoding='utf-8'))
     theirs = {name: found.get(name, '') for name in _SESSION}
     if theirs != own:
@@ -211,6 +214,10 @@ def finish(folder: Path, plan: Plan, model: str) -> dict[str, Any]:
 
     Returns:
         What is in the manifest.
+
+    Raises:
+        Conflict: another process makes a partition anew.
+        StorageFull, ReadOnly: they cannot be written.
     """
     totals = dict.fromkeys(('sample_count', 'failures', 'without_caption'), 0)
     arrays, tables = arrow(), parquet()
@@ -220,6 +227,11 @@ def finish(folder: Path, plan: Plan, model: str) -> dict[str, Any]:
         with _synced(gathered) as file, tables.ParquetWriter(file, schema) as out:
             for number in range(plan.partitions):
                 stats = _stats(folder, plan.name(number))
+                if not stats:
+                    raise Conflict(
+                        f'another process is at partition {number} in {folder}; let it end, then run the same command '
+                        'again'
+                    )
                 totals = {name: count + stats[name] for name, count in totals.items()}
                 found = tables.read_table(folder / 'failures' / f'failures_{plan.name(number)}.parquet')
                 if found.num_rows:
@@ -238,16 +250,3 @@ def _synced(path: Path) -> Iterator[Any]:
         yield file
         file.flush()
         os.fsync(file.fileno())
-
-
-@contextmanager
-def translated(folder: Path) -> Iterator[None]:
-    """What goes wrong with files inside becomes one sentence; raises StorageFull, ReadOnly."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StorageFull(
-                f'no space is left for {folder}; make some, and run the same command again: what is done stays'
-            ) from None
-        raise ReadOnly(f'{folder} cannot be written: {error.strerror or error}') from None

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from clipflow.bulk.arrow import arrow, parquet
 from clipflow.bulk.embed import writer
+from clipflow.bulk.embed.plan import translated
 
 _BLOCK = 10_000
 
@@ -23,7 +24,7 @@ def gather(folder: Path) -> None:
     names = ('key', 'reason', 'step')
     schema = arrow().schema([(name, arrow().string()) for name in names])
     made = folder / f'.failures-{uuid.uuid4().hex}'
-    with writer.translated(folder):
+    with translated(folder):
         try:
             with parquet().ParquetWriter(made, schema) as out:
                 rows = _rows(folder)

@@ -45,9 +45,15 @@ class Opener(urllib.request.OpenerDirector):
             self.add_handler(kind())
 
     def open(self, fullurl: Any, data: Any = None, timeout: Any = None) -> Any:
-        """Begin a fetch; what it reads on this thread from now on counts."""
-        _here.until, _here.left = time.monotonic() + LIMITS['seconds'], LIMITS['bytes']
-        reply = super().open(fullurl, data, timeout)
+        """Begin a fetch; what it reads on this thread from now on counts, redirects too, which come here again."""
+        first = not getattr(_here, 'open', False)
+        if first:
+            _here.until, _here.left = time.monotonic() + LIMITS['seconds'], LIMITS['bytes']
+        _here.open = True
+        try:
+            reply = super().open(fullurl, data, timeout)
+        finally:
+            _here.open = not first
         if isinstance(reply, http.client.HTTPResponse) and (reply.length or 0) > LIMITS['bytes']:
             reply.close()
             raise OSError(_too_large())

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from clipflow.bulk.arrow import parquet
-from clipflow.bulk.embed import writer
+from clipflow.bulk.embed.plan import translated
 from clipflow.bulk.fetch.urls import PER_SHARD, Listed
 from clipflow.errors import Conflict, StorageFull, Unavailable
 from clipflow.work import cores
@@ -83,7 +83,7 @@ def fetch(folder: Path, listed: Listed, limits: Limits, moved: Callable[[int], N
         StorageFull, ReadOnly: the folder cannot be written; the shards that are complete stay.
     """
     pictures, log = folder / 'pictures', folder / 'pictures.log'
-    with writer.translated(folder):
+    with translated(folder):
         pictures.mkdir(exist_ok=True)
         log.touch()
     with _alone(folder) as held:
@@ -145,7 +145,7 @@ def _options(folder: Path, listed: Listed, limits: Limits) -> dict[str, Any]:
 @contextmanager
 def _alone(folder: Path) -> Iterator[int]:
     """The descriptor of a lock; raises Conflict if another process has it."""
-    with writer.translated(folder):
+    with translated(folder):
         descriptor = os.open(folder / '.fetching', os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from urllib.parse import quote
 
 from clipflow.bulk.arrow import parquet
 from clipflow.bulk.embed import storage, writer
+from clipflow.bulk.embed.plan import translated
 from clipflow.bulk.embed.readers import open_input
 from clipflow.bulk.embed.tables import Columns, Row, Tables
 from clipflow.errors import Conflict, InvalidDocument, NotFound
@@ -41,6 +42,7 @@ class Listed:
         count: of its rows.
         captions: whether it has any.
         columns: names of the metadata.
+        options: that say which column is which; by name.
     """
 
     input: str
@@ -48,6 +50,7 @@ class Listed:
     count: int = 0
     captions: bool = False
     columns: tuple[str, ...] = ()
+    options: dict[str, str] = field(default_factory=dict)
 
     @property
     def shards(self) -> int:
@@ -114,21 +117,22 @@ def opened(pattern: str, columns: Columns) -> Lines | Tables | None:
     return reader if isinstance(held, str) and held.lower().startswith(_FETCHED) else None
 
 
-def prepared(folder: Path, pattern: str, source: Lines | Tables) -> Listed:
+def prepared(folder: Path, pattern: str, source: Lines | Tables, columns: Columns) -> Listed:
     """The list in the form above; made if it is not there.
 
     Args:
         folder: made here.
         pattern: as the caller named it.
         source: from `opened`.
+        columns: as there.
 
     Raises:
-        Conflict: the folder holds another list, or this one has changed since.
+        Conflict: the folder holds another list, this one has changed since, or other columns of it were taken.
         NotFound: there are no URLs in it.
         InvalidDocument: it cannot be read.
         ReadOnly, StorageFull: the folder cannot be written.
     """
-    wanted = Listed(pattern, source.digest())
+    wanted = Listed(pattern, source.digest(), options=columns.options())
     path = folder / 'list.json'
     if path.is_file():
         found = json.loads(path.read_text(encoding='utf-8'))
@@ -140,8 +144,10 @@ def prepared(folder: Path, pattern: str, source: Lines | Tables) -> Listed:
                 f'{pattern} has changed since {folder.parent} was begun; name another folder for the output, or give '
                 f'the list as it was'
             )
+        if before.options != wanted.options:
+            raise Conflict(f'{folder.parent} was begun with other columns; give the same, or name another folder')
         return before
-    with writer.translated(folder):
+    with translated(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         made = Path(tempfile.mkdtemp(prefix='.urls-', dir=folder.parent))
         try:
@@ -166,7 +172,7 @@ def _written(folder: Path, wanted: Listed, source: Lines | Tables) -> Listed:
         count, number = count + len(block), number + 1
     if not count:
         raise NotFound(f'{wanted.input} holds no URLs')
-    return Listed(wanted.input, wanted.digest, count, captions, tuple(names.values()))
+    return replace(wanted, count=count, captions=captions, columns=tuple(names.values()))
 
 
 def _encoded(held: Any) -> str:

@@ -12,7 +12,8 @@ class Site:
     """What it serves, and what it was asked for.
 
     Args:
-        files: paths and contents; besides, there are `/redirect` (to the query), `/drip`, `/endless` and `/huge`.
+        files: paths and contents; besides, there are `/redirect` (to the query), `/around` (the same, and 4,000 bytes),
+            `/drip`, `/endless` and `/huge`.
     """
 
     def __init__(self, files: Mapping[str, bytes]) -> None:
@@ -42,10 +43,13 @@ def serving(files: Mapping[str, bytes]) -> Iterator[Site]:
                 self._answer(path, query)
 
         def _answer(self, path: str, query: str) -> None:
-            if path == '/redirect':
+            if path in ('/redirect', '/around'):
+                content = b'x' * (4000 if path == '/around' else 0)
                 self.send_response(302)
                 self.send_header('Location', query)
+                self.send_header('Content-Length', str(len(content)))
                 self.end_headers()
+                self.wfile.write(content)
             elif path in ('/drip', '/endless'):
                 self.send_response(200)
                 self.end_headers()

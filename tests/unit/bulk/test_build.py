@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -268,6 +269,8 @@ def test_an_index_for_others_has_the_places_of_the_folder_as_its_ids(folder: Pat
     # The effort that was tuned, not FAISS's 1.
     assert faiss.extract_index_ivf(index).nprobe > 1
     assert sorted(path.name for path in (tmp_path / 'made').iterdir()) == ['flat.index', 'ivf.index']
+    with pytest.raises(InvalidParameter, match='is a folder; name a file'):
+        index_file.write(Mapped(folder), folder, Wanted('flat'), quiet)
     with pytest.raises((ReadOnly, StorageFull), match='could not be written'):
         index_file.write(Mapped(folder), folder / 'img_emb' / 'img_emb_00.npy' / 'x', Wanted('flat'), quiet)
 
@@ -288,6 +291,9 @@ def _break(folder: Path, what: str) -> None:
         (folder / 'manifest.json').write_text('{"fingerprint": "abc", "model": "other"}')
     elif what == 'no manifest':
         (folder / 'manifest.json').write_text('[')
+    elif what == 'begun':
+        (folder / 'plan').mkdir()
+        (folder / 'plan' / 'plan.json').write_text('{}')
     elif what == 'none':
         for path in arrays:
             path.unlink()
@@ -303,6 +309,7 @@ def _break(folder: Path, what: str) -> None:
         ('metadata', InvalidDocument, 'metadata_01.parquet cannot be read'),
         ('manifest', ModelMismatch, "model 'other'"),
         ('no manifest', InvalidDocument, 'manifest.json cannot be read'),
+        ('begun', Conflict, 'is not complete: the `clipflow embed`'),
         ('none', NotFound, 'no collection of vectors'),
     ],
 )
@@ -315,6 +322,17 @@ def test_what_is_wrong_with_a_folder_is_said_and_nothing_counts(
     with pytest.raises(error, match=sentence):
         built(given, tmp_path / 'place')
     assert build.documents_in(tmp_path / 'place') == 0
+
+
+def _deaf_to_interrupts(part: int, told: Any) -> None:
+    told('deaf' if signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []) else 'hears', 1)
+
+
+def test_processes_do_not_hear_ctrl_c_from_their_first_moment_on() -> None:
+    heard: list[str] = []
+    each([1, 2], _deaf_to_interrupts, 2, lambda phase, count: heard.append(phase))
+    assert heard == ['deaf', 'deaf']
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
 def _fail(part: str, told: Any) -> None:
@@ -361,6 +379,13 @@ def test_the_command_says_how_to_start_the_service_and_what_is_wrong_with_its_op
     assert (refused.returncode, 'CLIPFLOW_INDEX_RECALL' in refused.stderr) == (1, True)
     refused = cli(str(folder), '--workspace', str(folder / 'img_emb' / 'img_emb_00.npy'), '--shards', '2')
     assert (refused.returncode, 'is a file' in refused.stderr, 'Traceback' in refused.stderr) == (1, True, False)
+
+
+def test_vectors_with_the_id_of_another_are_told(cli: Any, tmp_path: Path) -> None:
+    given = written(tmp_path / 'given', VECTORS[:30], {'image_path': [f'{n % 20}.jpg' for n in range(30)]})
+    done = cli(str(given), '--workspace', str(tmp_path / 'place'))
+    assert (done.returncode, '20 documents are in' in done.stdout) == (0, True)
+    assert '10 of 30 vectors have an id that comes again' in done.stderr
 
 
 def test_an_unknown_kind_is_refused(folder: Path, tmp_path: Path) -> None:

@@ -27,8 +27,17 @@ from clipflow.bulk.embed.readers import open_input
 from clipflow.bulk.embed.runner import Rank
 from clipflow.bulk.embed.tables import Columns
 from clipflow.bulk.embed.worker import Job
+from clipflow.cli import embed as cli_embed
 from clipflow.cli import main
-from clipflow.errors import ClipflowError, Conflict, InvalidParameter, ModelMismatch, NotFound, StorageFull
+from clipflow.errors import (
+    ClipflowError,
+    Conflict,
+    InvalidParameter,
+    ModelMismatch,
+    NotFound,
+    ReadOnly,
+    StorageFull,
+)
 from clipflow.settings import EncoderSettings, PreprocessorSettings
 from clipflow.weights import load_spec
 from forms import long
@@ -199,7 +208,7 @@ def test_file_names_and_texts_with_letters_that_are_none_are_kept_readable(mappe
     embed(mapper, str(folder), tmp_path / 'out')
     assert [(Path(row['image_path']).name, row['caption'], row['note']) for row in rows(tmp_path / 'out')] == [
         ('a.jpg', 'one', None),
-        ('b?.jpg', 'half ?', '?'),
+        ('b\\udcff.jpg', 'half ?', '?'),
     ]
 
 
@@ -209,6 +218,46 @@ def test_metadata_of_several_kinds_under_one_name_become_json() -> None:
     found = writer.table(writer.metadata(made, texts=False)).to_pylist()
     assert [row['a'] for row in found] == ['1', 'x', None, '[1, "y"]']
     assert {name for row in found for name in row} == {'image_path', 'a', 'b.c'}
+
+
+ODD = {
+    'name': '{"\\ud800": 1, "b\\u0000": 2}',
+    'NUL': '{"s": "a\\u0000b", "l": ["\\u0000", "\\ud800"]}',
+    'not finite': '{"s": NaN, "l": [Infinity, 1]}',
+    'deep objects': '{"a":' * 900 + '1' + '}' * 900,
+    'deep lists': '{"a":' + '[' * 900 + ']' * 900 + '}',
+    'empty object': '{"regions": [{}], "b": {}}',
+    'large number': '{"n": ' + '9' * 400 + '}',
+}
+
+
+@pytest.mark.parametrize('odd', ODD)
+def test_metadata_of_any_kind_are_stored_and_read_again(mapper: Mapper, tmp_path: Path, odd: str) -> None:
+    files = {'a.jpg': jpeg(0), 'a.json': ODD[odd].encode(), 'b.jpg': jpeg(1), 'b.json': b'{"good": 1}'}
+    manifest = embed(mapper, str(inputs.zipped(tmp_path / 'x.zip', files)), tmp_path / 'out')
+    assert (manifest['sample_count'], manifest['failures']) == (2, 0)
+    assert [row['good'] for row in rows(tmp_path / 'out')] == [None, 1]
+    assert [record.id for block in exchange.read(tmp_path / 'out') for record in block] == ['a.jpg', 'b.jpg']
+
+
+def test_of_several_captions_in_metadata_the_first_counts_and_all_stay(mapper: Mapper, tmp_path: Path) -> None:
+    files = {'a.jpg': jpeg(0), 'a.json': b'{"caption": ["one", "two"]}'}
+    embed(mapper, str(inputs.zipped(tmp_path / 'x.zip', files)), tmp_path / 'out')
+    assert rows(tmp_path / 'out') == [{'image_path': 'a.jpg', 'caption': 'one', 'captions': ['one', 'two']}]
+
+
+def test_pictures_in_other_columns_are_not_carried_along(mapper: Mapper, tmp_path: Path) -> None:
+    mask = [{'bytes': jpeg(n), 'path': f'{n}.png'} for n in range(2)]
+    columns = {'image': [jpeg(n) for n in range(2)], 'mask': mask, 'caption': [['a', 'b'], ['c', 'd']]}
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / 'x.parquet')
+    embed(mapper, str(tmp_path / 'x.parquet'), tmp_path / 'out')
+    assert rows(tmp_path / 'out')[1] == {
+        'image_path': 'x.parquet:1',
+        'caption': 'c',
+        'captions': ['c', 'd'],
+        'mask.bytes': None,
+        'mask.path': '1.png',
+    }
 
 
 # -- again and again --------------------------------------------------------------------------------------------------
@@ -231,6 +280,8 @@ def test_a_half_written_partition_is_made_again_and_the_others_are_left(
     if damage == 'left over':
         (out / '.partition-2-77').mkdir()
         (out / '.partition-2-77' / 'img_emb').write_bytes(b'half')
+        (out / '.plan-88').mkdir()
+        (out / '.plan-88' / 'part-0').write_bytes(b'half')
     assert writer.unfinished(out, begun(pattern, out).plan) == [2]
     embed(mapper, pattern, out)
     writer.tidy(out, begun(pattern, out).plan)
@@ -256,7 +307,8 @@ def test_the_order_of_partitions_makes_no_difference(mapper: Mapper, tmp_path: P
     [
         ({'fingerprint': 'another'}, ModelMismatch),
         ({'size': 6}, Conflict),
-        ({'texts': False}, Conflict),
+        ({'options': {'--no-text': ''}}, Conflict),
+        ({'options': {'--caption-column': 'x'}}, Conflict),
         ({'pattern': 'second.zip'}, Conflict),
     ],
 )
@@ -268,6 +320,35 @@ def test_a_folder_that_was_begun_otherwise_is_refused(
     begun(str(tmp_path / 'first.zip'), tmp_path / 'out')
     with pytest.raises(error, match='another folder'):
         begun(str(tmp_path / changes.pop('pattern', 'first.zip')), tmp_path / 'out', **changes)
+
+
+def test_a_partition_that_another_process_has_done_meanwhile_counts_throughout(mapper: Mapper, tmp_path: Path) -> None:
+    pattern, out = str(inputs.zipped(tmp_path / 'x.zip', inputs.files())), tmp_path / 'out'
+    embed(mapper, pattern, out)
+    job, before = begun(pattern, out), (out / 'stats' / '2.json').stat().st_mtime_ns
+    worker.embed(job, mapper, 2, lambda items, failed: None)
+    assert (out / 'stats' / '2.json').stat().st_mtime_ns == before
+    (out / 'stats' / '2.json').unlink()
+    with pytest.raises(Conflict, match='another process is at partition 2'):
+        writer.finish(out, job.plan, 'clip-mini')
+
+
+def test_folders_without_links_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: Any) -> None:
+        raise PermissionError(1, 'Operation not permitted')
+
+    monkeypatch.setattr(os, 'link', refused)
+    said = {'runtime': 'onnx', 'device': 'cpu', 'precision': 'float32'}
+    writer.agree(tmp_path, said)
+    assert json.loads((tmp_path / 'plan' / 'session.json').read_text()) == said
+    assert [path.name for path in (tmp_path / 'plan').iterdir()] == ['session.json']
+
+
+def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
+    pattern = str(inputs.zipped(tmp_path / 'x.zip', inputs.files(1)))
+    (tmp_path / 'file').touch()
+    with pytest.raises(ReadOnly, match='cannot be written: Not a directory'):
+        begun(pattern, tmp_path / 'file' / 'out')
 
 
 def test_an_input_that_has_changed_is_refused_unless_the_plan_is_kept(mapper: Mapper, tmp_path: Path) -> None:
@@ -350,6 +431,11 @@ def test_on_a_disk_that_is_really_full_the_same_command_goes_on_when_there_is_sp
         (['first.zip', '--out', 'notes.md'], 'invalid-parameter: .*is a file; name a folder'),
         (['first.zip', '--out', 'full'], 'invalid-parameter: .*is not empty'),
         (['first.zip', '--out', 'begun', '--partition-size', '0'], 'invalid-parameter: .*at least 1'),
+        (['first.zip', '--out', 'begun', '--no-text'], 'conflict: .*was begun with none of these options'),
+        (
+            ['empty', '--out', 'empty/below/out'],
+            'invalid-parameter: .*lies in the input .*empty; name a folder outside',
+        ),
     ],
 )
 def test_the_command_says_in_one_line_what_is_wrong(
@@ -392,6 +478,24 @@ def test_many_partitions_take_no_more_memory_than_few(mapper: Mapper, tmp_path: 
     assert after - before < 8 * 2**20
 
 
+def test_without_a_terminal_progress_is_told_in_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv('CLIPFLOW_RUNTIME', 'fake')
+    monkeypatch.setattr(cli_embed, '_SECONDS', 0.0)
+    inputs.zipped(tmp_path / 'x.zip', inputs.files(6) | {'003.jpg': b'damaged'})
+    given = ['embed', str(tmp_path / 'x.zip'), '--partition-size', '2']
+    assert main.main([*given, '--out', str(tmp_path / 'out')]) == 1
+    told = [line for line in capsys.readouterr().err.splitlines() if 'items/s' in line and 'left' in line]
+    assert [re.sub(r', .* left', '', line) for line in told] == [
+        '2 of 6 done, 0 failed',
+        '4 of 6 done, 1 failed',
+        '6 of 6 done, 1 failed',
+    ]
+    assert main.main([*given, '--out', str(tmp_path / 'quiet'), '--quiet']) == 1
+    assert 'items/s' not in capsys.readouterr().err
+
+
 # -- ranks ------------------------------------------------------------------------------------------------------------
 
 
@@ -402,7 +506,10 @@ def test_ranks_share_all_partitions_and_none_twice() -> None:
 
 def test_the_environment_of_slurm_and_torchrun_tells_the_rank() -> None:
     assert Rank.of_environment({'SLURM_PROCID': '3', 'SLURM_NTASKS': '8'}) == Rank(3, 8)
-    assert Rank.of_environment({'RANK': '0', 'WORLD_SIZE': '2', 'LOCAL_RANK': '0'}) == Rank(0, 2)
+    torchrun = {'RANK': '0', 'WORLD_SIZE': '2', 'LOCAL_RANK': '0'}
+    assert Rank.of_environment(torchrun) == Rank(0, 2)
+    # srun starts one torchrun a node.
+    assert Rank.of_environment({'SLURM_PROCID': '1', 'SLURM_NTASKS': '4'} | torchrun | {'RANK': '1'}) == Rank(1, 2)
     for wrong in ({'RANK': '1'}, {'RANK': '2', 'WORLD_SIZE': '2'}, {'RANK': 'x', 'WORLD_SIZE': '2'}):
         with pytest.raises(InvalidParameter):
             Rank.of_environment(wrong)
@@ -420,7 +527,7 @@ def test_a_source_that_is_lost_is_told_with_how_much_of_it(tmp_path: Path) -> No
     (part,) = plans.parts(reader.scan(), 100)
     path = tmp_path / 'shards' / '00000.tar'
     os.truncate(path, path.stat().st_size // 2)
-    found = list(worker.items_of(reader, part))
+    found = list(worker.items_of(reader, part, 10**6))
     lost = next(item for item in found if isinstance(item, Fault) and item.key == str(path))
     sound = sum(not isinstance(item, Fault) or item.key != str(path) for item in found)
     assert lost.reason.endswith(f'; {6 - sound} items from there are lost')

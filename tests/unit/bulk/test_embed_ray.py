@@ -46,7 +46,7 @@ def test_minibatches_that_come_in_any_order_are_the_partition_of_a_local_run(job
     assert sorted(number for number, _ in complete) == [0, 1]
     with Mapper(SPEC, ENCODING, PreprocessorSettings()) as mapper:
         for number, partition in gathered.items():
-            items = worker.items_of(job.reader, plans.part(job.folder, job.plan, number))
+            items = worker.items_of(job.reader, plans.part(job.folder, job.plan, number), 10**6)
             expected = mapper.map(items, True, lambda items, failed: None)
             assert plain(partition.gathered()) == plain(expected)
 

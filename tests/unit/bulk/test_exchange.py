@@ -112,6 +112,21 @@ def test_ids_are_the_first_field_that_says_anything(tmp_path: Path) -> None:
     assert found[2].uri == 'p.jpg'
 
 
+def test_a_path_that_is_too_long_for_an_id_is_shortened_and_stays_as_the_uri(tmp_path: Path) -> None:
+    rows = [{'image_path': f'https://example.org/{"x" * 600}{n}.jpg'} for n in range(2)]
+    found = came_back(faulty(tmp_path, VECTORS[:2], ''.join(json.dumps(row) + '\n' for row in rows)))
+    assert [item.uri for item in found] == [row['image_path'] for row in rows]
+    assert len({item.id for item in found}) == 2
+    assert all(len(item.id) <= 512 and item.id.endswith(f'x{n}.jpg') for n, item in enumerate(found))
+
+
+def test_of_several_texts_and_places_none_is_lost(tmp_path: Path) -> None:
+    row = {'id': 1, 'image_path': 'a.jpg', 'url': 'http://x/a', 'caption': 'the caption', 'text': 'another'}
+    (found,) = came_back(faulty(tmp_path, VECTORS[:1], json.dumps(row) + '\n'))
+    assert (found.id, found.uri, found.text) == ('1', 'http://x/a', 'the caption')
+    assert json.loads(found.tags) == {'image_path': 'a.jpg', 'text': 'another'}
+
+
 def test_tags_that_are_reserved_for_us_are_dropped(tmp_path: Path) -> None:
     row = {'id': 'a', '__model__': 'x', 'n': 1, 'tags': {'__error__': {}, 'deep': {'__y': 2}}}
     (found,) = came_back(faulty(tmp_path, VECTORS[:1], json.dumps(row) + '\n'))

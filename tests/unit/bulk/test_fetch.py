@@ -63,6 +63,12 @@ def test_a_fetch_has_an_end_in_time_and_in_bytes(site: Site) -> None:
     assert list(fetched(f'{site.url}/drip').values()) == ['took longer than 1.0 s']
 
 
+def test_redirects_count_for_one_fetch(site: Site) -> None:
+    once = '/around?/a.jpg'
+    found = fetched(f'{site.url}{once}', f'{site.url}/around?{once}', f'{site.url}/a.jpg', seconds=30.0)
+    assert list(found.values()) == [5000, 'larger than 10000 bytes', 5000]
+
+
 def test_only_http_is_fetched_also_behind_a_redirect(site: Site, tmp_path: Path) -> None:
     (tmp_path / 'secret').write_text('secret')
     file = (tmp_path / 'secret').as_uri()
@@ -87,7 +93,7 @@ def test_addresses_that_are_not_public_are_refused(site: Site, host: str) -> Non
 def prepared(folder: Path, file: Path, columns: Columns | None = None) -> Listed:
     source = urls.opened(str(file), columns or Columns())
     assert source is not None
-    return urls.prepared(folder / 'urls', str(file), source)
+    return urls.prepared(folder / 'urls', str(file), source, columns or Columns())
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
@@ -135,6 +141,8 @@ def test_a_list_that_has_changed_and_another_one_are_refused(tmp_path: Path) -> 
         file.write_text('http://e/1\n')
     before = prepared(tmp_path / 'out', one)
     assert prepared(tmp_path / 'out', one) == before
+    with pytest.raises(Conflict, match='other columns'):
+        prepared(tmp_path / 'out', one, Columns('url'))
     with pytest.raises(Conflict, match='another folder'):
         prepared(tmp_path / 'out', two)
     one.write_text('http://e/1\nhttp://e/2\n')

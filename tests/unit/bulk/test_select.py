@@ -166,6 +166,18 @@ def test_a_wrong_query_is_refused(
     assert said in capsys.readouterr().err
 
 
+def test_paths_in_a_table_begin_where_the_table_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from clipflow.cli.main import main
+
+    monkeypatch.setenv('CLIPFLOW_RUNTIME', 'fake')
+    (tmp_path / 'photos').mkdir()
+    (tmp_path / 'photos' / 'red.png').write_bytes(png('red'))
+    (tmp_path / 'table.csv').write_text('url\nphotos/red.png\n')
+    assert main(['embed', str(tmp_path / 'table.csv'), '--out', str(tmp_path / 'out'), '--quiet']) == 0
+    assert main(['filter', str(tmp_path / 'out'), '--query', 'red', '--out', str(tmp_path / 'best')]) == 0
+    assert [path.read_bytes() for path in (tmp_path / 'best').iterdir()] == [png('red')]
+
+
 def test_a_folder_of_another_model_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from clipflow.cli.main import main
 

@@ -43,9 +43,10 @@ def test_the_number_of_a_document_is_its_own_and_fits_a_float() -> None:
         {'uri': 'x' * (MOST_BYTES + 1)},
         {'tags': json.dumps({'a': 'x' * MOST_BYTES})},
         {'tags': json.dumps({f'{n}': n for n in range(2100)})},
+        {'tags': json.dumps({'-' * 300: {f'{n}': n for n in range(100)}})},
         {'thumbnail': b'x' * 50_000},
     ],
-    ids=['text', 'uri', 'tags', 'many tags', 'thumbnail'],
+    ids=['text', 'uri', 'tags', 'many tags', 'long names', 'thumbnail'],
 )
 def test_what_milvus_cannot_keep_is_refused_for_its_document(change: dict[str, str]) -> None:
     check(RECORD)
