@@ -323,6 +323,11 @@ class GatewaySettings(ReadsFiles):
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description='Origins whose pages may call the HTTP API, separated by `,`; `*` for all; none by default.'
     )
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description='Names by which HTTP may be asked for, beside addresses and `localhost`, separated by `,`; `*` for '
+        'all. They matter where the gateway listens on this machine alone and needs no key ([HTTP](http.md#keys)).',
+    )
     tls_certificate: Path | None = Field(None, description='PEM file of the certificate, for gRPC and HTTP.')
     tls_key: Path | None = Field(None, description='PEM file of its key.')
     max_in_flight: int = Field(512, ge=1, description='Requests inside the Flow; one more is answered `overloaded`.')
@@ -336,12 +341,16 @@ class GatewaySettings(ReadsFiles):
         'without them ([indexer](indexer.md#shards)).',
     )
 
-    @field_validator('cors_origins', mode='before')
+    @field_validator('cors_origins', 'allowed_hosts', mode='before')
     @classmethod
-    def _origins(cls, value: Any) -> Any:
-        found = tuple(part.strip() for part in value.split(',') if part.strip()) if isinstance(value, str) else value
+    def _split(cls, value: Any) -> Any:
+        return tuple(part.strip() for part in value.split(',') if part.strip()) if isinstance(value, str) else value
+
+    @field_validator('cors_origins', mode='after')
+    @classmethod
+    def _origins(cls, found: tuple[str, ...]) -> tuple[str, ...]:
         for origin in found:
-            if not re.fullmatch(r'\*|null|[a-z][a-z0-9+.-]*://[^/\sA-Z]+', str(origin)):
+            if not re.fullmatch(r'\*|null|[a-z][a-z0-9+.-]*://[^/\sA-Z]+', origin):
                 raise ValueError(
                     f'{origin!r} is no origin such as https://shop.example, without a path or a slash behind it'
                 )

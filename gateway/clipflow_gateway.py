@@ -24,6 +24,7 @@ from clipflow.border.stage import CHANNEL_OPTIONS
 from clipflow.errors import ClipflowError
 from clipflow.settings import GatewaySettings
 from clipflow.web.app import create_app
+from clipflow.web.guard import is_local
 
 _KEEP_ALIVE_SECONDS = 75
 """For which an idle HTTP connection stays: longer than proxies keep theirs, or they send into a closed one."""
@@ -86,7 +87,7 @@ class ClipflowGateway(CompositeBaseServer, BaseGateway):  # type: ignore[misc]
             raise
         door = Door(self._request_handler, route, settings, access, int(self.runtime_args.prefetch or 32))
         tracing.start(settings.otlp_endpoint, 'gateway')
-        app = create_app(door.call, settings, access, door.metrics)
+        app = create_app(door.call, settings, access, door.metrics, local=is_local(str(self.runtime_args.host)))
         self.servers = []
         for arguments in self._server_kwargs:
             arguments['req_handler'] = door

@@ -29,7 +29,9 @@ from clipflow.web.guard import Guard
 from clipflow.web.search import SearchRequest
 
 
-def create_app(flow: FlowCall, settings: GatewaySettings, access: Access, metrics: Metrics) -> FastAPI:
+def create_app(
+    flow: FlowCall, settings: GatewaySettings, access: Access, metrics: Metrics, *, local: bool = True
+) -> FastAPI:
     """Build the application.
 
     Args:
@@ -37,6 +39,7 @@ def create_app(flow: FlowCall, settings: GatewaySettings, access: Access, metric
         settings: limits.
         access: who may ask.
         metrics: what is counted.
+        local: whether only this machine can reach it.
     """
     app = FastAPIOffline(
         title='clipflow',
@@ -60,7 +63,13 @@ def create_app(flow: FlowCall, settings: GatewaySettings, access: Access, metric
     app.add_middleware(limits.AnswersHead)
     app.add_middleware(limits.BodyLimit, limit=settings.max_request_bytes)
     app.add_middleware(limits.CancelOnDisconnect)
-    app.add_middleware(Guard, access=access, limit=RateLimit(settings.rate_limit), origins=settings.cors_origins)
+    app.add_middleware(
+        Guard,
+        access=access,
+        limit=RateLimit(settings.rate_limit),
+        origins=settings.cors_origins,
+        hosts=settings.allowed_hosts if local and not access.asks else None,
+    )
     app.add_middleware(limits.Traceable, metrics=metrics)
     if settings.cors_origins:
         # Outermost: a browser asks for permission without a key, and has to see refusals too.

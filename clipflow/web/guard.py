@@ -1,5 +1,6 @@
 """Before the application: whose request it is, what they may do, and whether they have asked too often."""
 
+import ipaddress
 import json
 from collections.abc import Collection
 
@@ -23,10 +24,20 @@ class Guard:
         access: the keys.
         limit: requests a second.
         origins: of the pages elsewhere that may call; `*` is all of them.
+        hosts: names that may be asked for beside addresses and `localhost`; `*` is all of them, and so is None.
     """
 
-    def __init__(self, app: ASGIApp, access: Access, limit: RateLimit, origins: Collection[str]) -> None:
-        self._app, self._access, self._limit, self._origins = app, access, limit, origins
+    def __init__(
+        self,
+        app: ASGIApp,
+        access: Access,
+        limit: RateLimit,
+        *,
+        origins: Collection[str],
+        hosts: Collection[str] | None,
+    ) -> None:
+        self._app, self._access, self._limit = app, access, limit
+        self._origins, self._hosts = origins, hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI interface."""
@@ -50,6 +61,11 @@ class Guard:
                 caller = key_of(key)
         finally:
             self._limit.take(caller)  # wrong keys count for the address that tries them
+        if self._hosts is not None and (name := _rebound(scope, self._hosts)):
+            raise Forbidden(
+                f'this service answers to localhost and to addresses, not to {name!r}; if it is its own name, set '
+                'CLIPFLOW_ALLOWED_HOSTS'
+            )
         if _is_foreign(scope, self._origins):
             raise Forbidden('a page of another site asks for this; if it may, name its origin in CLIPFLOW_CORS_ORIGINS')
         return found
@@ -66,6 +82,31 @@ def _is_foreign(scope: Scope, origins: Collection[str]) -> bool:
     if site is not None:
         return site not in ('same-origin', 'none')
     return origin.partition('://')[2] != _header(scope, b'host')
+
+
+def _rebound(scope: Scope, hosts: Collection[str]) -> str:
+    """The name that was asked for, unless it is known; empty if it is.
+
+    Whoever owns a name can let it lead to this machine. A page that was loaded from there before is then of the same
+    site, and reads what only this machine may (DNS rebinding).
+    """
+    host = (_header(scope, b'host') or 'localhost').lower()
+    name = host[1:].partition(']')[0] if host.startswith('[') else host.partition(':')[0].rstrip('.')
+    known = name == 'localhost' or name.endswith('.localhost') or name in hosts or '*' in hosts
+    return '' if known or _address(name) else name
+
+
+def is_local(host: str) -> bool:
+    """Whether only this machine reaches what listens there."""
+    address = _address(host)
+    return host == 'localhost' or (address is not None and address.is_loopback)
+
+
+def _address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(name)
+    except ValueError:
+        return None
 
 
 def _is_open(scope: Scope) -> bool:

@@ -53,6 +53,10 @@ def search(web: httpx.Client, headers: dict[str, str]) -> httpx.Response:
     return web.post('/v1/search', json={'text': 'a'}, headers=headers)
 
 
+def test_with_keys_it_may_have_any_name(web: httpx.Client) -> None:
+    assert search(web, bearer(READ) | {'Host': 'photos.example'}).status_code == 200
+
+
 def test_http_asks_for_a_key_of_the_right_scope(web: httpx.Client) -> None:
     for headers in ({}, bearer('wrong-key-1'), {'Authorization': 'Basic abc'}):
         reply = search(web, headers)

@@ -54,6 +54,23 @@ def test_a_page_of_another_site_changes_nothing(http: httpx.Client, origin: str,
     assert [doc['id'] for doc in http.get('/v1/documents').json()['documents']] == ['kept']
 
 
+@pytest.mark.parametrize(
+    'name', ['evil.example', 'evil.example:8080', 'localhost.evil.example', '127.0.0.1.evil.example']
+)
+def test_a_name_that_somebody_let_lead_to_this_machine_reads_nothing(http: httpx.Client, name: str) -> None:
+    # The browser takes the page from there for the service's own.
+    reply = http.get('/v1/documents', headers={'Host': name, 'Sec-Fetch-Site': 'same-origin'})
+    assert (reply.status_code, reply.json()['code']) == (403, 'forbidden')
+    assert 'CLIPFLOW_ALLOWED_HOSTS' in reply.json()['detail']
+
+
+@pytest.mark.parametrize(
+    'name', ['localhost', 'LOCALHOST:8080', 'a.localhost', '127.0.0.1:80', '[::1]:8080', '10.0.0.7']
+)
+def test_names_that_nobody_else_can_own_are_answered(http: httpx.Client, name: str) -> None:
+    assert http.get('/v1/documents', headers={'Host': name}).status_code == 200
+
+
 def test_the_own_page_may_change_things_also_behind_a_proxy(http: httpx.Client) -> None:
     body = {'documents': [{'id': 'a', 'text': 'x'}]}
     own = {'Origin': str(http.base_url).rstrip('/')}
