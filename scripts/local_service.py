@@ -68,10 +68,14 @@ class LocalService:
         self._said.put(None)
 
     def wait_for(self, text: str, seconds: float = 120.0) -> str:
-        """The next line that holds `text`; RuntimeError if the service stops before, queue.Empty if it takes longer."""
-        while (line := self._said.get(timeout=seconds)) is not None:
-            if text in line:
-                return line
+        """The next line with `text`; RuntimeError if the service stops before, TimeoutError if it takes longer."""
+        try:
+            while (line := self._said.get(timeout=seconds)) is not None:
+                if text in line:
+                    return line
+        except queue.Empty:
+            said = ''.join(self.lines[-20:])
+            raise TimeoutError(f'the service did not say {text!r} in {seconds:.0f} s; it said:\n{said}') from None
         raise RuntimeError(f'the service stopped with exit code {self.process.wait()}:\n{"".join(self.lines[-20:])}')
 
     @property
@@ -86,7 +90,11 @@ class LocalService:
         return self.process.wait(timeout=30)
 
     def __enter__(self) -> Self:
-        self.wait_for('clipflow: serving')
+        try:
+            self.wait_for('clipflow: serving')
+        except BaseException:
+            self.process.terminate()  # nobody would end it
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
