@@ -343,7 +343,7 @@ class GatewaySettings(ReadsFiles):
 
     @field_validator('cors_origins', 'allowed_hosts', mode='before')
     @classmethod
-    def _split(cls, value: Any) -> Any:
+    def _listed(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(',') if part.strip()) if isinstance(value, str) else value
 
     @field_validator('cors_origins', mode='after')

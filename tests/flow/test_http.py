@@ -333,7 +333,7 @@ def test_unknown_paths_and_methods_are_problems(http: httpx.Client) -> None:
 def _raw(http: httpx.Client, headers: str, pieces: Iterator[bytes]) -> tuple[int, dict[str, Any]]:
     """Send a request by hand and read the answer without having finished it."""
     with socket.create_connection((http.base_url.host, http.base_url.port), timeout=60) as connection:
-        head = f'POST /v1/search HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n{headers}\r\n\r\n'
+        head = f'POST /v1/search HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n{headers}\r\n\r\n'
         connection.sendall(head.encode())
         for piece in pieces:
             connection.sendall(piece)

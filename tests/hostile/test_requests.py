@@ -202,7 +202,8 @@ def test_garbage_on_a_port_harms_nobody(fake: Service, stored: set[str], protoco
 
 def test_a_client_that_hangs_up_in_the_middle_harms_nobody(fake: Service, stored: set[str]) -> None:
     host, port = '127.0.0.1', int(fake.http.rpartition(':')[2])
-    head = b'POST /v1/documents HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{"do'
+    head = b'POST /v1/documents HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n'
+    head += b'Content-Length: 99\r\n\r\n{"do'
     for _ in range(10):
         with socket.create_connection((host, port), timeout=10) as connection:
             connection.sendall(head)
