@@ -6,6 +6,7 @@ import shutil
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import yaml
@@ -52,8 +53,9 @@ def told_by_jina(path: Path) -> tuple[Any, Any, list[str]]:
     from clipflow.border.launcher import _stages, load_flow, quiet_environment
     from clipflow.settings import GatewaySettings
 
-    quiet_environment()
-    stages = _stages(load_flow(path, GatewaySettings()))
+    with patch.dict(os.environ):  # what is set for the stages is not to reach the processes of other tests
+        quiet_environment()
+        stages = _stages(load_flow(path, GatewaySettings()))
     gateway = next(stage.args for stage in stages if stage.is_gateway)
     names = sorted({stage.name.partition('/')[0] for stage in stages if not stage.is_gateway})
     return json.loads(gateway.graph_description), json.loads(gateway.deployments_addresses), names
