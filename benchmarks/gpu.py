@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from clipflow import ROOT
-from setups import spread
+from setups import median_seconds, spread
 
 WAYS = (
     'torch float32',
@@ -59,7 +59,7 @@ def measure(way: list[str], given: argparse.Namespace) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (max(given.batches), spec.picture.height, spec.picture.width, 3), dtype=np.uint8)
     through = {
-        batch: batch / _seconds(partial(session.encode_images, pixels[:batch]), given.seconds)
+        batch: batch / median_seconds(partial(session.encode_images, pixels[:batch]), given.seconds)
         for batch in given.batches
     }
     best = max(through, key=through.__getitem__)
@@ -92,21 +92,8 @@ def _bare(spec: Any, precision: str, given: argparse.Namespace, pixels: Any) -> 
                     tower(on_device)
                 wait()
 
-            rates[batch] = 8 * batch / _seconds(several, given.seconds)
+            rates[batch] = 8 * batch / median_seconds(several, given.seconds)
     return rates
-
-
-def _seconds(call: Callable[[], object], enough: float) -> float:
-    """Of one call, the median, after three that do not count."""
-    for _ in range(3):
-        call()
-    taken: list[float] = []
-    until = time.perf_counter() + enough
-    while time.perf_counter() < until or len(taken) < 3:
-        begun = time.perf_counter()
-        call()
-        taken.append(time.perf_counter() - begun)
-    return statistics.median(taken)
 
 
 def _photographs(archive: Path | None) -> list[bytes]:

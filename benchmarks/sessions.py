@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from clipflow import ROOT
-from setups import spread
+from setups import median_seconds, spread
 
 WAYS = (
     'torch float32',
@@ -57,19 +57,7 @@ def measure(way: list[str], model: str, threads: int, cache: Path) -> dict[str, 
         '1 text': lambda: session.encode_texts(tokens.ids[:1], tokens.mask[:1]),
         '64 texts': lambda: session.encode_texts(tokens.ids, tokens.mask),
     }
-    return {name: _median(call) for name, call in calls.items()} | {'ready': ready}
-
-
-def _median(call: Callable[[], object]) -> float:
-    for _ in range(3):
-        call()
-    taken: list[float] = []
-    until = time.perf_counter() + SECONDS
-    while time.perf_counter() < until or len(taken) < 3:
-        begun = time.perf_counter()
-        call()
-        taken.append(time.perf_counter() - begun)
-    return statistics.median(taken)
+    return {name: median_seconds(call, SECONDS) for name, call in calls.items()} | {'ready': ready}
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / 'scripts'))
 
 from local_service import LocalService, free_port
 
-__all__ = ['LocalService', 'free_port', 'quantiles', 'spread', 'timed']
+__all__ = ['LocalService', 'free_port', 'median_seconds', 'quantiles', 'spread', 'timed']
 
 
 def timed(call: Callable[[], object], times: int) -> list[float]:
@@ -22,6 +22,19 @@ def timed(call: Callable[[], object], times: int) -> list[float]:
         call()
         seconds.append(time.perf_counter() - begun)
     return seconds
+
+
+def median_seconds(call: Callable[[], object], enough: float) -> float:
+    """Of one call, repeated for `enough` seconds and at least three times, after three that do not count."""
+    for _ in range(3):
+        call()
+    taken: list[float] = []
+    until = time.perf_counter() + enough
+    while time.perf_counter() < until or len(taken) < 3:
+        begun = time.perf_counter()
+        call()
+        taken.append(time.perf_counter() - begun)
+    return statistics.median(taken)
 
 
 def quantiles(seconds: Sequence[float]) -> tuple[float, float]:

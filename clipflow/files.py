@@ -3,6 +3,8 @@
 import errno
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from clipflow.errors import ReadOnly, StorageFull
@@ -61,3 +63,16 @@ def replaced(path: Path, content: bytes) -> None:
     except OSError as error:
         kind = StorageFull if error.errno == errno.ENOSPC else ReadOnly
         raise kind(f'{path} cannot be written: {error.strerror}') from None
+
+
+@contextmanager
+def translated(folder: Path) -> Iterator[None]:
+    """For work that goes on where it stopped: what its files cannot take is one sentence (StorageFull, ReadOnly)."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StorageFull(
+                f'no space is left for {folder}; make some, and run the same command again: what is done stays'
+            ) from None
+        raise ReadOnly(f'{folder} cannot be written: {error.strerror or error}') from None

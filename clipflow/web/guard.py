@@ -2,7 +2,7 @@
 
 import ipaddress
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -54,43 +54,44 @@ class Guard:
             access.current.reset(token)
 
     def _admit(self, scope: Scope) -> access.Scope:
-        key, caller = _header(scope, b'authorization'), str((scope.get('client') or ('',))[0])
+        headers = {name: value.decode('latin-1') for name, value in scope['headers']}
+        key, caller = headers.get(b'authorization'), str((scope.get('client') or ('',))[0])
         try:
             found = self._access.scope(key)
             if key and self._access.asks:
                 caller = key_of(key)
         finally:
             self._limit.take(caller)  # wrong keys count for the address that tries them
-        if self._hosts is not None and (name := _rebound(scope, self._hosts)):
+        if self._hosts is not None and (name := _rebound(headers, self._hosts)):
             raise Forbidden(
                 f'this service answers to localhost and to addresses, not to {name!r}; if it is its own name, set '
                 'CLIPFLOW_ALLOWED_HOSTS'
             )
-        if _is_foreign(scope, self._origins):
+        if scope['method'] not in _HARMLESS and _is_foreign(headers, self._origins):
             raise Forbidden('a page of another site asks for this; if it may, name its origin in CLIPFLOW_CORS_ORIGINS')
         return found
 
 
-def _is_foreign(scope: Scope, origins: Collection[str]) -> bool:
+def _is_foreign(headers: Mapping[bytes, str], origins: Collection[str]) -> bool:
     """Whether a browser sends this for a page of another site, which the browser does without asking us before.
 
     Such a page cannot read the answer, but what it has changed here is changed.
     """
-    origin, site = _header(scope, b'origin'), _header(scope, b'sec-fetch-site')
-    if scope['method'] in _HARMLESS or origin is None or '*' in origins or origin in origins:
+    origin, site = headers.get(b'origin'), headers.get(b'sec-fetch-site')
+    if origin is None or '*' in origins or origin in origins:
         return False
     if site is not None:
         return site not in ('same-origin', 'none')
-    return origin.partition('://')[2] != _header(scope, b'host')
+    return origin.partition('://')[2] != headers.get(b'host')
 
 
-def _rebound(scope: Scope, hosts: Collection[str]) -> str:
+def _rebound(headers: Mapping[bytes, str], hosts: Collection[str]) -> str:
     """The name that was asked for, unless it is known; empty if it is.
 
     Whoever owns a name can let it lead to this machine. A page that was loaded from there before is then of the same
     site, and reads what only this machine may (DNS rebinding).
     """
-    host = (_header(scope, b'host') or 'localhost').lower()
+    host = headers.get(b'host', 'localhost').lower()
     name = host[1:].partition(']')[0] if host.startswith('[') else host.partition(':')[0].rstrip('.')
     known = name == 'localhost' or name.endswith('.localhost') or name in hosts or '*' in hosts
     return '' if known or _address(name) else name
@@ -112,11 +113,6 @@ def _address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 def _is_open(scope: Scope) -> bool:
     path = scope['path'].removeprefix(scope.get('root_path', ''))
     return path in _OPEN or path.startswith(_OPEN_BELOW)
-
-
-def _header(scope: Scope, name: bytes) -> str | None:
-    given = dict(scope['headers']).get(name)
-    return None if given is None else str(given.decode('latin-1'))
 
 
 async def _refuse(send: Send, error: ClipflowError) -> None:

@@ -3,7 +3,8 @@
 import base64
 import json
 import mimetypes
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -126,14 +127,15 @@ class Page:
         for kind in ('dragEnter', 'dragOver', 'drop'):
             self.driver.execute_cdp_cmd('Input.dispatchDragEvent', {'type': kind, 'x': x, 'y': y, 'data': data})
 
-    def before(self, script: str) -> str:
-        """Run a script before those of every page that is loaded from now on; its name, for `Page.forget`."""
-        command = 'Page.addScriptToEvaluateOnNewDocument'
-        return str(self.driver.execute_cdp_cmd(command, {'source': script})['identifier'])
-
-    def forget(self, name: str) -> None:
-        """No longer run a script of `before`."""
-        self.driver.execute_cdp_cmd('Page.removeScriptToEvaluateOnNewDocument', {'identifier': name})
+    @contextmanager
+    def before(self, script: str) -> Iterator[None]:
+        """Run a script before those of every page that is loaded meanwhile."""
+        command = 'Page.{}ScriptToEvaluateOnNewDocument'
+        added = self.driver.execute_cdp_cmd(command.format('add'), {'source': script})
+        try:
+            yield
+        finally:
+            self.driver.execute_cdp_cmd(command.format('remove'), {'identifier': added['identifier']})
 
     @property
     def ids(self) -> list[str]:

@@ -144,7 +144,7 @@ def test_the_corner_says_how_the_service_is(page: Page) -> None:
 
 @pytest.mark.usefixtures('album')
 def test_warnings_are_seen(page: Page) -> None:
-    name = page.before("""
+    with page.before("""
         const real = window.fetch;
         window.fetch = async (path, options) => {
           const answer = await real(path, options);
@@ -152,12 +152,9 @@ def test_warnings_are_seen(page: Page) -> None:
           const body = await answer.json();
           body.stages.encoder.warnings = ['the model is slow here'];
           return new Response(JSON.stringify(body));
-        };""")
-    try:
+        };"""):
         page.open()
         page.until(lambda: page.one('#warnings').text == 'The model is slow here.', 'the warning')
-    finally:
-        page.forget(name)
 
 
 @pytest.mark.usefixtures('album')

@@ -57,7 +57,7 @@ def test_a_chosen_value_that_is_rare_has_its_count(page: Page, http: httpx.Clien
 
 def test_shards_are_counted_together(page: Page, http: httpx.Client) -> None:
     store(http, 60, 'n')
-    name = page.before("""
+    with page.before("""
         const real = window.fetch;
         window.fetch = async (path, options) => {
           const answer = await real(path, options);
@@ -65,16 +65,13 @@ def test_shards_are_counted_together(page: Page, http: httpx.Client) -> None:
           const {version, stages: {indexer, ...others}} = await answer.json();
           const stages = {...others, indexer_0: {...indexer, documents: 40}, indexer_1: {...indexer, documents: 21}};
           return new Response(JSON.stringify({version, stages}));
-        };""")
-    try:
+        };"""):
         page.open()
         page.until(lambda: page.one('#status summary').text.startswith('61 documents'), 'both together')
         page.until(lambda: page.count == '61 documents', 'the number above the results')
         page.type('nothing at all')
         page.one('#status summary').click()
         assert 'Index flat' in page.one('#status dl').text.replace('\n', ' ')
-    finally:
-        page.forget(name)
 
 
 def test_words_that_are_being_typed_survive_a_picture_that_arrives(
@@ -166,7 +163,7 @@ def test_results_that_move_come_once(page: Page, http: httpx.Client) -> None:
     store(http, 100, 'n')
     page.open()
     page.run("localStorage.setItem('clipflow.page', '24')")
-    name = page.before("""
+    with page.before("""
         const real = window.fetch;
         window.offsets = [];
         window.fetch = async (path, options) => {
@@ -176,8 +173,7 @@ def test_results_that_move_come_once(page: Page, http: httpx.Client) -> None:
           // As if three better ones had been stored after the first page.
           const body = JSON.stringify({...asked, offset: Math.max(0, asked.offset - 3)});
           return real(path, {...options, body});
-        };""")
-    try:
+        };"""):
         page.open('?q=line')
 
         def scrolled() -> bool:
@@ -189,64 +185,53 @@ def test_results_that_move_come_once(page: Page, http: httpx.Client) -> None:
         assert len(set(page.ids)) == len(page.ids)
         offsets = page.run('return window.offsets')
         assert offsets == sorted(set(offsets))
-    finally:
-        page.forget(name)
 
 
 @pytest.mark.usefixtures('album')
 def test_a_service_that_comes_back_is_asked_again(page: Page) -> None:
-    name = page.before("""
+    with page.before("""
         const real = window.fetch;
         window.away = true;
         window.fetch = (path, options) => (window.away ? Promise.reject(new TypeError('away')) : real(path, options));
-        """)
-    try:
+        """):
         page.driver.get(page.address)
         page.until(lambda: page.one('#error').text == 'The service cannot be reached.', 'the error')
         page.run('window.away = false')
         page.until(lambda: len(page.ids) == 9, 'the results, without a word typed', 15)
         page.until(lambda: page.all('#facets details'), 'the filters')
         assert not page.one('#error').is_displayed()
-    finally:
-        page.forget(name)
 
 
 @pytest.mark.usefixtures('album')
 def test_a_key_that_no_header_can_hold_is_not_taken(page: Page) -> None:
-    name = page.before("""
+    with page.before("""
         const real = window.fetch;
         window.fetch = (path, options) => {
           if (new Headers(options?.headers).get('Authorization') === 'Bearer secret') return real(path, options);
           return Promise.resolve(new Response('{}', {status: 401}));
-        };""")
-    try:
+        };"""):
         page.driver.get(page.address)
         page.until(lambda: page.one('#ask-key').is_displayed(), 'the question')
         page.one('#key').send_keys('secret\u200b', Keys.ENTER)
         assert page.one('#ask-key').is_displayed()
         page.one('#key').send_keys(Keys.BACKSPACE, Keys.ENTER)
         page.until(lambda: len(page.ids) == 9, 'the documents')
-    finally:
-        page.forget(name)
 
 
 def test_the_last_pages_error_is_seen_where_one_is(page: Page, http: httpx.Client) -> None:
     store(http, 100, 'n')
     page.open()
     page.run("localStorage.setItem('clipflow.page', '24')")
-    name = page.before("""
+    with page.before("""
         const real = window.fetch;
         window.fetch = (path, options) => {
           const asked = options?.body && JSON.parse(options.body);
           return asked?.offset > 0 ? Promise.reject(new TypeError('away')) : real(path, options);
-        };""")
-    try:
+        };"""):
         page.open('?q=line')
         page.run('window.scrollTo(0, document.body.scrollHeight)')
         page.until(lambda: page.one('#toast').text == 'The service cannot be reached.', 'what is wrong')
         assert page.one('#more').is_displayed()
-    finally:
-        page.forget(name)
 
 
 def test_a_file_that_is_too_large_stops_no_other(page: Page, fake: Service, twenty: list[Path], tmp_path: Path) -> None:

@@ -230,14 +230,13 @@ def test_an_error_is_a_sentence(page: Page) -> None:
 
 
 def test_a_key_is_asked_for_and_kept(page: Page) -> None:
-    name = page.before("""
+    with page.before("""
         const real = window.fetch;
         window.fetch = (path, options) => {
           if (new Headers(options?.headers).get('Authorization') === 'Bearer secret') return real(path, options);
           const body = JSON.stringify({detail: 'this service needs a key', code: 'unauthorized'});
           return Promise.resolve(new Response(body, {status: 401}));
-        };""")
-    try:
+        };"""):
         page.driver.get(page.address)
         page.until(lambda: page.one('#ask-key').is_displayed(), 'the question')
         assert 'This service needs an API key' in page.one('#ask-key').text
@@ -251,8 +250,6 @@ def test_a_key_is_asked_for_and_kept(page: Page) -> None:
         assert page.run('return JSON.stringify([localStorage, sessionStorage])') == json.dumps(
             [{}, {'clipflow.key': 'secret'}], separators=(',', ':')
         )
-    finally:
-        page.forget(name)
 
 
 def test_results_that_differ_and_how_probable_they_are(
@@ -283,19 +280,16 @@ def test_results_that_differ_and_how_probable_they_are(
         )
         page.click('.view')
         page.until(lambda: 'Probability' in page.one('#lightbox table').text, 'the probability in the large view')
-        name = page.before("""
+        with page.before("""
             const real = window.fetch;
             window.fetch = async (path, options) => {
               const isOpen = () => document.querySelector('#lightbox[open]');
               while (String(path).includes('v1/status') && !isOpen()) await new Promise((go) => setTimeout(go, 10));
               return real(path, options);
-            };""")
-        try:
+            };"""):
             page.driver.refresh()
             page.until(
                 lambda: 'Probability' in page.one('#lightbox table').text,
                 'it comes to an open view, too',
             )
-        finally:
-            page.forget(name)
     assert page.complaints() == []

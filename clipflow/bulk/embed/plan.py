@@ -4,20 +4,18 @@ plan/plan.json   the input, the model, the number of partitions
 plan/N.json      where the items of partition N are
 """
 
-import errno
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from clipflow.bulk.embed.items import Fault, Part, Place, Range, Reader
-from clipflow.errors import Conflict, InvalidParameter, ModelMismatch, NotFound, ReadOnly, StorageFull
-from clipflow.files import replaced
+from clipflow.errors import Conflict, InvalidParameter, ModelMismatch, NotFound
+from clipflow.files import replaced, translated
 
 
 @dataclass(frozen=True)
@@ -175,16 +173,3 @@ def _agreed(folder: Path, plan: Plan, wanted: Plan, keep: bool) -> Plan:
             'on with what was there then (--keep-plan)'
         )
     return plan
-
-
-@contextmanager
-def translated(folder: Path) -> Iterator[None]:
-    """What goes wrong with files inside becomes one sentence; raises StorageFull, ReadOnly."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StorageFull(
-                f'no space is left for {folder}; make some, and run the same command again: what is done stays'
-            ) from None
-        raise ReadOnly(f'{folder} cannot be written: {error.strerror or error}') from None

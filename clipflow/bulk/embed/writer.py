@@ -28,9 +28,9 @@ from clipflow.bulk.arrow import arrow, parquet
 from clipflow.bulk.embed.decoding import Row
 from clipflow.bulk.embed.items import Fault
 from clipflow.bulk.embed.mapper import Mapped
-from clipflow.bulk.embed.plan import Plan, translated
+from clipflow.bulk.embed.plan import Plan
 from clipflow.errors import Conflict, ModelMismatch
-from clipflow.files import replaced
+from clipflow.files import replaced, translated
 
 _OWN = ('image_path', 'caption', 'metadata')
 _SESSION = ('runtime', 'device', 'precision')

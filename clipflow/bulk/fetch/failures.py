@@ -8,7 +8,7 @@ from pathlib import Path
 
 from clipflow.bulk.arrow import arrow, parquet
 from clipflow.bulk.embed import writer
-from clipflow.bulk.embed.plan import translated
+from clipflow.files import translated
 
 _BLOCK = 10_000
 

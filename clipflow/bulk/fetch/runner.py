@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from clipflow.bulk.arrow import parquet
-from clipflow.bulk.embed.plan import translated
 from clipflow.bulk.fetch.urls import PER_SHARD, Listed
 from clipflow.errors import Conflict, StorageFull, Unavailable
+from clipflow.files import translated
 from clipflow.work import cores
 
 _SECONDS = 0.3

@@ -17,11 +17,10 @@ from urllib.parse import quote
 
 from clipflow.bulk.arrow import parquet
 from clipflow.bulk.embed import storage, writer
-from clipflow.bulk.embed.plan import translated
 from clipflow.bulk.embed.readers import open_input
 from clipflow.bulk.embed.tables import Columns, Row, Tables
 from clipflow.errors import Conflict, InvalidDocument, NotFound
-from clipflow.files import replaced
+from clipflow.files import replaced, translated
 
 PER_SHARD = 10_000
 _PER_FILE = 10 * PER_SHARD
