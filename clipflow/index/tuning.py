@@ -123,7 +123,6 @@ def tune(index: LayeredIndex, best: Best, asked: NDArray[np.float32], wanted: fl
     main = index.main
     assert main is not None
     recall = aim(wanted, asked)
-    main.aimed, main.real = wanted, len(asked)
     slots = index.table.slots(best.keys.ravel()).reshape(best.keys.shape)
     if main.exact and main.mapped and ((slots >= 0) & (slots < len(main))).all():
         # What is in a list that is searched is found: no search is needed to know how much that is.
@@ -133,6 +132,7 @@ def tune(index: LayeredIndex, best: Best, asked: NDArray[np.float32], wanted: fl
         main.rerank, main.tuned_at = 1, len(main)
     else:
         smallest(main, best, recall, index)
+    main.aimed, main.real = wanted, len(asked)  # last: who sees them sees the effort that they led to
 
 
 def smallest(main: Approximate, best: Best, recall: float, held: Held) -> None:
