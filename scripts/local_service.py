@@ -22,6 +22,14 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def held_port() -> socket.socket:
+    """As `free_port`, bound until it is closed; on Linux a server with SO_REUSEADDR may bind it too, nobody else."""
+    held = socket.socket()
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.bind(('127.0.0.1', 0))
+    return held
+
+
 class LocalService:
     """`clipflow serve` in a process of its own.
 
@@ -42,16 +50,19 @@ class LocalService:
         command: Sequence[str] = ('serve',),
     ) -> None:
         self.workspace = workspace
-        self.grpc = f'127.0.0.1:{free_port()}'
-        self.http = f'http://127.0.0.1:{free_port()}'
+        self._held = [held_port() for _ in range(2)]
+        grpc_port, http_port = (str(held.getsockname()[1]) for held in self._held)
+        if sys.platform != 'linux':
+            self._release()
+        self.grpc, self.http = f'127.0.0.1:{grpc_port}', f'http://127.0.0.1:{http_port}'
         self.lines: list[str] = []
         self._said: queue.Queue[str | None] = queue.Queue()
         self._echo = echo
         environment = {
             **os.environ,
             'CLIPFLOW_WORKSPACE': str(workspace),
-            'CLIPFLOW_GRPC_PORT': self.grpc.rpartition(':')[2],
-            'CLIPFLOW_HTTP_PORT': self.http.rpartition(':')[2],
+            'CLIPFLOW_GRPC_PORT': grpc_port,
+            'CLIPFLOW_HTTP_PORT': http_port,
             **{f'CLIPFLOW_{name}': value for name, value in (settings or {}).items()},
         }
         call = [sys.executable, '-m', 'clipflow.cli.main', *command, *(['--flow', str(flow)] if flow else [])]
@@ -65,9 +76,14 @@ class LocalService:
             if self._echo:
                 print('   ', line, end='', flush=True)
             self._said.put(line)
+        self._release()
         self._said.put(None)
 
-    def wait_for(self, text: str, seconds: float = 120.0) -> str:
+    def _release(self) -> None:
+        for held in self._held:
+            held.close()
+
+    def wait_for(self, text: str, seconds: float = 200.0) -> str:
         """The next line with `text`; RuntimeError if the service stops before, TimeoutError if it takes longer."""
         try:
             while (line := self._said.get(timeout=seconds)) is not None:
@@ -87,7 +103,7 @@ class LocalService:
     def stop(self) -> int:
         """SIGTERM, and the exit code."""
         self.process.terminate()
-        return self.process.wait(timeout=30)
+        return self.process.wait(timeout=60)
 
     def __enter__(self) -> Self:
         try:

@@ -6,17 +6,26 @@ import os
 os.environ['JINA_OPTOUT_TELEMETRY'] = '1'
 os.environ['NO_VERSION_CHECK'] = '1'
 os.environ['JINA_LOG_LEVEL'] = 'CRITICAL'
+# Before OpenMP and OpenBLAS are loaded, as in a service: on a busy machine threads that spin while they wait for each
+# other make small calculations take fifty times as long.
+os.environ.setdefault('GOMP_SPINCOUNT', '2000')
+os.environ.setdefault('OPENBLAS_THREAD_TIMEOUT', '10')
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
+from hypothesis import HealthCheck, settings
 
 from clipflow import ROOT
 from clipflow.rank.calibration import Calibration
 from clipflow.weights import load_spec
 from service import Service, spied_on
+
+# A busy machine takes more than the 200 ms that an example may take otherwise.
+settings.register_profile('patient', settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile('patient')
 
 
 @pytest.hookimpl(trylast=True)

@@ -13,6 +13,10 @@ from pathlib import Path
 import pytest
 
 from clipflow import ROOT
+from forms import LONG
+
+SECONDS = None if LONG else 240
+"""For an installation: less than pytest gives a test."""
 
 
 def environment(name: str, requirements: Path) -> Path:
@@ -57,9 +61,7 @@ def _with_clip_retrieval(name: str, requirements: str) -> Path:
     found = environment(name, folder / requirements)
     alone = str(folder / 'clip_retrieval_alone_requirements.txt')
     command = [str(found), '-m', 'pip', 'install', '-q', '--no-deps', '-r', alone]
-    made = subprocess.run(command, capture_output=True, text=True, check=False)
-    if made.returncode:
-        pytest.skip(f'clip-retrieval cannot be installed here: {made.stderr.strip().splitlines()[-1]}')
+    _run(name, command)
     return found
 
 
@@ -98,9 +100,16 @@ def _made(name: str, source: Path, install: Callable[[Path], list[str]]) -> Path
     with folder.with_suffix('.lock').open('w') as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # another test process may be making it
         if not (folder / 'complete').exists():
-            made = subprocess.run(install(folder), capture_output=True, text=True, check=False)
-            if made.returncode:
-                reason = (made.stderr.strip().splitlines() or ['no reason given'])[-1]
-                pytest.skip(f'the environment {name!r} cannot be installed here: {reason}')
+            _run(name, install(folder))
             (folder / 'complete').touch()
     return folder / 'bin' / 'python'
+
+
+def _run(name: str, command: list[str]) -> None:
+    try:
+        subprocess.run(command, capture_output=True, text=True, check=True, timeout=SECONDS)
+    except subprocess.CalledProcessError as error:
+        reason = (error.stderr.strip().splitlines() or ['no reason given'])[-1]
+        pytest.skip(f'the environment {name!r} cannot be installed here: {reason}')
+    except subprocess.TimeoutExpired:
+        pytest.skip(f'the environment {name!r} cannot be installed here within {SECONDS} s')

@@ -104,12 +104,12 @@ class Service(LocalService):
         """SIGKILL to the process of a stage."""
         os.kill(self.pids[stage], signal.SIGKILL)
 
-    def wait_until_ready_again(self, stage: str, seconds: float = 60.0) -> None:
+    def wait_until_ready_again(self, stage: str, seconds: float = 120.0) -> None:
         """After `kill`: the launcher has seen it, and the stage has started again."""
         self.wait_for(f'clipflow: {stage} died', seconds)
         self.wait_for(f'clipflow: {stage} is ready', seconds)
 
-    def terminate(self, number: int = signal.SIGTERM, seconds: float = 30.0) -> int:
+    def terminate(self, number: int = signal.SIGTERM, seconds: float = 60.0) -> int:
         """Send the launcher a signal; its exit code."""
         self.process.send_signal(number)
         return self.process.wait(timeout=seconds)

@@ -3,13 +3,14 @@
 `jina flow` itself never restarts a stage, leaves orphans when it is terminated, and asks public hosts for its address.
 """
 
+import errno
 import functools
 import os
 import re
 import signal
 import socket
-import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ _QUIET = {
     'OPENBLAS_THREAD_TIMEOUT': '10',
 }
 _CARDS = 'CUDA_VISIBLE_DEVICES'
+_END = (signal.SIGTERM, signal.SIGINT)
 _POLL_SECONDS = 0.1
 _GATEWAY_STOP_SECONDS = 3.0
 _STOP_SECONDS = 8.0
@@ -83,9 +85,7 @@ def serve(path: Path, settings: GatewaySettings) -> None:
     for port in gateway.get('port', []):
         check_port(str(gateway.get('host', '127.0.0.1')), int(port))
     stages = _stages(flow)
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):  # after Jina is imported, which takes SIGINT for itself
-        signal.signal(number, lambda *_: stop.set())
+    heard = _signals()  # after Jina is imported, which takes SIGINT for itself
     say('starting ' + ', '.join(stage.name for stage in stages))
     workspace = _workspace(flow)
     if workspace is not None:
@@ -94,7 +94,7 @@ def serve(path: Path, settings: GatewaySettings) -> None:
         try:
             for stage in stages:
                 stage.start()
-            _watch(stages, gateway, stop, switching)
+            _watch(stages, gateway, heard, switching)
         finally:
             _stop([*stages, *switching.coming])
 
@@ -131,9 +131,17 @@ def _workspace(flow: dict[str, Any]) -> Path | None:
     return None
 
 
-def _watch(stages: list[Stage], gateway: dict[str, Any], stop: threading.Event, switching: Switching) -> None:
+def _signals() -> list[int]:
+    """Those that ask for the end, as they come. No event: its lock may be held by what the handler interrupts."""
+    heard: list[int] = []
+    for number in _END:
+        signal.signal(number, lambda number, _: heard.append(number))
+    return heard
+
+
+def _watch(stages: list[Stage], gateway: dict[str, Any], heard: Sequence[int], switching: Switching) -> None:
     serving = False
-    while not stop.wait(_POLL_SECONDS):
+    while not heard:
         switching.step()
         for stage in stages:
             if stage.has_become_ready():
@@ -148,10 +156,13 @@ def _watch(stages: list[Stage], gateway: dict[str, Any], stop: threading.Event, 
             host = gateway.get('host', '127.0.0.1')
             pairs = zip(gateway.get('protocol', []), gateway.get('port', []), strict=False)
             say('serving ' + ', '.join(f'{str(protocol).lower()}://{host}:{port}' for protocol, port in pairs))
+        time.sleep(_POLL_SECONDS)
 
 
 def _stop(stages: list[Stage]) -> None:
     """The gateway first, so that nothing new comes in, then the others; within ten seconds all are gone."""
+    for number in _END:
+        signal.signal(number, signal.SIG_IGN)  # Python would let one that comes at its very end end it at once
     say('stopping')
     begun = time.monotonic()
     started = [stage for stage in stages if stage.started]
@@ -168,7 +179,8 @@ def check_port(host: str, port: int) -> None:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
-        except OSError as error:
-            raise Conflict(
-                f'cannot listen on {host}:{port} ({error.strerror}); set CLIPFLOW_GRPC_PORT or CLIPFLOW_HTTP_PORT'
-            ) from None
+        except (OSError, OverflowError) as error:  # the second is said of numbers that no port has
+            code, reason = getattr(error, 'errno', errno.EACCES), getattr(error, 'strerror', None) or error
+            ports = 'CLIPFLOW_GRPC_PORT or CLIPFLOW_HTTP_PORT'
+            setting = ports if code in (errno.EADDRINUSE, errno.EACCES) else 'CLIPFLOW_HOST to an IPv4 address of here'
+            raise Conflict(f'cannot listen on {host}:{port} ({reason}); set {setting}') from None

@@ -2,6 +2,7 @@
 
 import contextlib
 import signal
+import socket
 import sys
 import time
 from argparse import Namespace
@@ -28,6 +29,7 @@ class Stage:
         self.ready = False
         self._starts_in_vain = 0
         self._pod: Any = None
+        self._held = [] if self.is_gateway or sys.platform != 'linux' else [_held(int(port)) for port in args.port]
 
     def start(self) -> None:
         """Start the process; it becomes ready later."""
@@ -105,6 +107,21 @@ class Stage:
             say(f'{self.name} does not stop; killing it')
             self._pod.worker.kill()
             self._pod.worker.join()
+        for held in self._held:
+            held.close()
+
+
+def _held(port: int) -> socket.socket:
+    """A port that Jina has chosen, so that nobody else gets it before the stage listens there, or between two starts.
+
+    On Linux a stage may bind it too, for both say SO_REUSEADDR and this one does not listen. Of a port that is taken
+    already the stage tells.
+    """
+    held = socket.socket()
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    with contextlib.suppress(OSError):
+        held.bind(('', port))
+    return held
 
 
 def _run_stage(**given: Any) -> None:

@@ -54,7 +54,7 @@ def back(python: Path, paths: Path, indices: dict[str, Path]) -> Iterator[httpx.
     call = [str(python), str(SCRIPT), 'back', str(paths), str(port)]
     with (
         subprocess.Popen(call, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process,
-        httpx.Client(base_url=f'http://127.0.0.1:{port}', timeout=30, trust_env=False) as http,
+        httpx.Client(base_url=f'http://127.0.0.1:{port}', timeout=60, trust_env=False) as http,
     ):
 
         def answers() -> bool:

@@ -353,7 +353,7 @@ def warned(folder: Path, wanted: Wanted, rows: NDArray[np.float32]) -> list[str]
     """What `/status` says of a kind that cannot be built, while everything is found."""
     live = LiveIndex(Store(folder, 'abc', 'm'), wanted)
     live.upsert([Record(f'{n}', '', '', '{}', row) for n, row in enumerate(rows)])
-    until(lambda: live.status()['warnings'], 30, 'it has been tried')
+    until(lambda: live.status()['warnings'], 120, 'it has been tried')
     assert [hits[0].record.id for hits in live.search(rows[:3], Query(1))] == ['0', '1', '2']
     assert live.status()['kind'] == 'flat'
     live.close()
@@ -402,7 +402,7 @@ def test_another_number_of_lists_is_learnt_after_a_start_from_a_snapshot(
     settled(live, 'IVF8,SQ8').snapshot()
     live.close()
     live = opened(tmp_path, 'IVF16,SQ8')
-    until(lambda: live.status()['factory'] == 'IVF16,SQ8', 60, 'it has the lists that are asked for')
+    until(lambda: live.status()['factory'] == 'IVF16,SQ8', 120, 'it has the lists that are asked for')
     live.close()
 
 
@@ -416,8 +416,8 @@ def test_another_recall_is_tuned_for_after_a_start_from_a_snapshot(
     live.close()
     live = again(tmp_path, Wanted('IVF32,Flat', recall=0.99))
     assert 'from a snapshot' in live.status()['start']
-    until(lambda: live.status()['effort'] > small, 60, 'it looks harder')
-    until(lambda: live.status()['recall'] >= 0.99 and not live.status()['warnings'], 60, 'the recall is reached')
+    until(lambda: live.status()['effort'] > small, 120, 'it looks harder')
+    until(lambda: live.status()['recall'] >= 0.99 and not live.status()['warnings'], 120, 'the recall is reached')
     live.snapshot()
     tuned = live.status()
     live.close()
@@ -444,13 +444,13 @@ def test_another_trained_index_at_the_same_place_is_used(vectors: NDArray[np.flo
 
     live = again(tmp_path / 'workspace', learn(vectors[:COUNT]))
     fill(live, vectors, 0, 200)
-    until(lambda: live.status()['kind'] == 'trained', 60, 'it has the clusters')
+    until(lambda: live.status()['kind'] == 'trained', 120, 'it has the clusters')
     live.snapshot()
     live.close()
     live = again(tmp_path / 'workspace', learn(vectors[COUNT:]))
     kept = faiss.read_index(str(file))  # else its parts go with it
     wanted = faiss.extract_index_ivf(kept).quantizer.reconstruct_n(0, 8)
-    until(lambda: np.array_equal(centres(live), wanted), 60, 'it has the clusters of the new file')
+    until(lambda: np.array_equal(centres(live), wanted), 120, 'it has the clusters of the new file')
     live.close()
 
 
@@ -467,7 +467,7 @@ def test_a_build_that_fails_is_tried_again_after_ever_longer_pauses(
     monkeypatch.setattr(keeper, 'build', fail)
     live = again(tmp_path, Wanted('IVF32,Flat'))
     fill(live, vectors, 0, COUNT)
-    until(lambda: len(tried) >= 4, 60, 'it has been tried four times')
+    until(lambda: len(tried) >= 4, 120, 'it has been tried four times')
     assert live.status()['warnings'] == ['building failed (RuntimeError); the log says more']
     fill(live, vectors, 0, 10)  # a write does not make it try at once
     live.close()
@@ -480,7 +480,7 @@ def test_a_kind_that_cannot_be_learnt_does_not_stop_a_start(vectors: NDArray[np.
     live.close()
     live = again(tmp_path, Wanted('PQ2x12', memory=1000))
     assert [hits[0].record.id for hits in live.search(vectors[:3], Query(1))] == ['0', '1', '2']
-    until(lambda: live.status()['warnings'], 30, 'it has been tried')
+    until(lambda: live.status()['warnings'], 120, 'it has been tried')
     assert live.status()['warnings'][0].startswith("'PQ2x12' cannot be learnt from 1,100 vectors: ")
     live.close()
 

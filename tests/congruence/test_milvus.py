@@ -284,7 +284,7 @@ def test_a_second_process_is_refused_in_a_sentence(index: MilvusIndex, tmp_path:
         'try:\n    Collection(sys.argv[1], "abc")\nexcept Conflict as error:\n    print(error.message)'
     )
     other = run(code, str(tmp_path / 'milvus.db'))
-    said, _ = other.communicate(timeout=60)
+    said, _ = other.communicate(timeout=200)
     assert 'another process' in said
 
 

@@ -14,12 +14,11 @@ import pytest
 
 from clipflow import ROOT
 from clipflow.backup.restore import found, restore
-from clipflow.backup.take import listed
 from clipflow.backup.target import Target
 from clipflow.store import generations, layout
 from clipflow.weights import load_spec
 from forms import LONG
-from unit.backup.places import everything, fill, unnoticed
+from unit.backup.places import everything, fill, listed, unnoticed
 
 KILLS = 60 if LONG else 6
 MOST_KILLS = 10 * KILLS
@@ -43,7 +42,7 @@ def command(*given: str, workspace: Path) -> 'subprocess.Popen[str]':
 
 def waited(run: 'subprocess.Popen[str]', condition: Callable[[], object]) -> float:
     """The moment from which on a condition holds, or at which the command has ended; looked at every millisecond."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while not condition() and run.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.001)

@@ -1,5 +1,6 @@
 """Real processes are killed: what was acknowledged stays, what was deleted stays away, nothing is left over."""
 
+import itertools
 import os
 import random
 import signal
@@ -15,7 +16,7 @@ from docarray import Document
 from clipflow.errors import ClipflowError
 from clipflow_client import Client
 from forms import long
-from service import Lives, Service, png, spied_on
+from service import Lives, Service, png, spied_on, until
 
 STAGES = ('preprocessor', 'encoder', 'indexer', 'ranker', 'gateway')
 
@@ -67,7 +68,7 @@ def test_nothing_acknowledged_is_lost_when_the_indexer_is_killed_again_and_again
     for _ in range(4):
         before = len(stored)
         threshold = before + chance.randrange(8, 80)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while len(stored) < threshold:
             assert time.monotonic() < deadline, 'writing does not go on'
             stop.wait(0.01)
@@ -87,8 +88,8 @@ def test_a_killed_launcher_leaves_no_process_and_no_document_is_lost(own: Servic
     with Client(own.grpc) as client:
         assert [outcome.error for outcome in client.index([Document(id='kept', text='a cat')])] == [None]
     own.process.kill()
-    own.process.wait(timeout=10)
-    own.wait_until_gone(30)
+    own.process.wait(timeout=60)
+    own.wait_until_gone(60)
     with Service(own.workspace, {'RUNTIME': 'fake'}) as again:
         assert again.stored_ids() == {'kept'}
 
@@ -181,9 +182,10 @@ def _signalled_while_it_indexes(service: Service, number: int, name: str) -> set
     assert started.wait(60)
     begun = time.monotonic()
     assert service.terminate(number) == 0
-    assert time.monotonic() - begun < 10
-    writer.join(timeout=30)
-    service.wait_until_gone(30)
+    # What does not stop within eight seconds is killed; the rest is for a machine that is busy.
+    assert time.monotonic() - begun < 20
+    writer.join(timeout=60)
+    service.wait_until_gone(60)
     assert stored
     return stored
 
@@ -207,9 +209,11 @@ def test_more_signals_while_it_stops_change_nothing(lives: Lives) -> None:
     service.post('/index', Document(id='kept', text='kept'))
     service.process.terminate()
     service.wait_for('clipflow: stopping', 60)
-    service.process.terminate()
-    assert service.terminate(signal.SIGINT) == 0
-    service.wait_until_gone(30)
+    more = itertools.cycle((signal.SIGTERM, signal.SIGINT))
+    process = service.process
+    until(lambda: process.poll() is not None or process.send_signal(next(more)), 60, 'it has ended')
+    assert process.returncode == 0
+    service.wait_until_gone(60)
     assert 'Traceback' not in service.log
     _assert_there(lives.service(), {'kept'})
 
@@ -219,5 +223,5 @@ def test_a_service_whose_lines_nobody_reads_any_more_still_stops(running: Servic
     # As after `clipflow serve 2>&1 | head`; the descriptor, because a thread of ours reads the file object.
     os.dup2(os.open(os.devnull, os.O_RDONLY), running.process.stderr.fileno())
     running.process.terminate()
-    assert running.process.wait(timeout=20) == 0
-    running.wait_until_gone(30)
+    assert running.process.wait(timeout=60) == 0
+    running.wait_until_gone(60)

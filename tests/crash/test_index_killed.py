@@ -280,7 +280,7 @@ def fill(folder: Path, kind: str, seed: int) -> Filled:
     filled = Filled(folder, Model(), kind)
     with opened(folder, kind, still=False) as live:
         put(live, filled.model, seed, [str(n) for n in range(400)])
-        until(lambda: live.status()['kind'] == kind, 30, f'the index is of the kind {kind}')
+        until(lambda: live.status()['kind'] == kind, 120, f'the index is of the kind {kind}')
         put(live, filled.model, seed + 1, [str(n) for n in range(350, 450)])
         drop(live, filled.model, [str(n) for n in range(0, 400, 50)])
         live.keeper.snapshot()

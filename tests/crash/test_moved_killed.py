@@ -79,7 +79,7 @@ class Run:
 
     def _begin(self) -> None:
         """Wait for the first trace of it."""
-        latest = time.monotonic() + 60
+        latest = time.monotonic() + 120
         while files(self._home) == self._before and self._process.poll() is None:
             assert time.monotonic() < latest
             time.sleep(0.001)

@@ -44,6 +44,8 @@ ROOMS = {
     'gateway/README.md': settings.GatewaySettings,
 }
 LANGUAGES = {'sh', 'python', 'json', ''}
+SECONDS = 400
+"""For one block: a command needs seconds before it begins, on a busy machine many, and a block may have six."""
 PHOTOS = {
     'cat.jpg': 'chelsea.png',
     'rocket.jpg': 'rocket.jpg',
@@ -259,7 +261,7 @@ def test_a_good_part_of_the_commands_runs() -> None:
 
 @pytest.mark.parametrize('block', [b for b in BLOCKS if b.language == 'sh'], ids=lambda b: f'{b.page}:{b.line}')
 def test_commands_are_valid_shell(block: Block) -> None:
-    checked = subprocess.run(['bash', '-n'], input=block.text, capture_output=True, text=True, check=False)
+    checked = subprocess.run(['bash', '-n'], input=block.text, capture_output=True, text=True, check=False, timeout=60)
     assert checked.returncode == 0, checked.stderr
 
 
@@ -315,7 +317,7 @@ def run_commands(block: Block, service: LocalService, environment: dict[str, str
         text=True,
         errors='replace',
         check=False,
-        timeout=120,
+        timeout=SECONDS,
     )
     said = f'{block.page}:{block.line}\n{block.text}\n{run.stdout}\n{run.stderr}'
     if block.mark:
@@ -325,6 +327,7 @@ def run_commands(block: Block, service: LocalService, environment: dict[str, str
         assert run.returncode == 0, said
 
 
+@pytest.mark.timeout(3 * SECONDS)
 @pytest.mark.parametrize('page', RUN)
 def test_the_commands_and_examples_of_a_page_run(
     page: str, documented_service: LocalService, folder: Path, environment: dict[str, str]
@@ -340,6 +343,6 @@ def test_the_commands_and_examples_of_a_page_run(
             elif block.is_run:
                 text = block.text.replace('127.0.0.1:51000', documented_service.grpc)
                 code = compile('\n' * (block.line - 1) + text, str(ROOT / page), 'exec')
-                reader.submit(exec, code, names).result(timeout=120)
+                reader.submit(exec, code, names).result(timeout=SECONDS)
     if page == 'README.md':
         assert (folder / 'out.png').stat().st_size > 10_000

@@ -110,10 +110,10 @@ def test_grpc_asks_for_a_key_of_the_right_scope(guarded: Service) -> None:
 
 def test_the_commands_send_the_key_of_the_environment(guarded: Service) -> None:
     command = [sys.executable, '-m', 'clipflow.cli.main', 'status', '--json', '--host', guarded.grpc]
-    refused = subprocess.run(command, capture_output=True, text=True, check=False)
+    refused = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert (refused.returncode, 'unauthorized' in refused.stderr) == (1, True)
     environment = {**os.environ, 'CLIPFLOW_API_KEY': READ}
-    told = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    told = subprocess.run(command, capture_output=True, text=True, check=True, env=environment, timeout=120)
     assert 'indexer' in json.loads(told.stdout)
 
 
@@ -156,7 +156,7 @@ def test_pages_of_a_named_origin_may_call(web: httpx.Client) -> None:
 @pytest.mark.parametrize('keys', ['', f'{READ}:read'])
 def test_nobody_asks_more_often_by_writing_the_header_in_another_way(tmp_path: Path, keys: str) -> None:
     with (
-        Service(tmp_path / 'workspace', {'RUNTIME': 'fake', 'RATE_LIMIT': '0.1', 'API_KEYS': keys}) as running,
+        Service(tmp_path / 'workspace', {'RUNTIME': 'fake', 'RATE_LIMIT': '0.001', 'API_KEYS': keys}) as running,
         httpx.Client(base_url=running.http, timeout=60, trust_env=False) as web,
     ):
         ways = [bearer(READ), bearer('  ' + READ), {'Authorization': READ}, {'Authorization': f'bearer {READ}'}]
@@ -191,6 +191,6 @@ def test_tls_holds_for_both_protocols_and_the_rate_is_limited(tmp_path: Path) ->
             capture_output=True,
             text=True,
             check=False,
-            timeout=60,
+            timeout=120,
         )
         assert told.stdout.split() == ['4'], told.stderr

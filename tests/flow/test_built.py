@@ -31,6 +31,7 @@ def cli(place: Path, *arguments: str) -> str:
         text=True,
         check=False,
         cwd=ROOT,
+        timeout=240,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -205,7 +205,7 @@ def assert_towers_are_freed_and_come_back(service: Service) -> None:
         return list({doc.id: doc.tags for doc in service.post('/status')}['encoder']['loaded'])
 
     first = service.one('/encode', Document(text='a cat')).embedding
-    until(lambda: loaded() == [], 30, 'both towers are freed')
+    until(lambda: loaded() == [], 60, 'both towers are freed')
     assert np.array_equal(service.one('/encode', Document(text='a cat')).embedding, first)
     assert 'image' not in loaded()
     assert service.one('/encode', Document(blob=png('red'))).embedding is not None

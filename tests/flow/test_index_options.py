@@ -114,7 +114,7 @@ def test_a_snapshot_serves_the_next_start_of_the_indexer(furnished: Service) -> 
     furnished.wait_until_ready_again('indexer')
     until(
         lambda: httpx.get(f'{furnished.http}/readyz', timeout=60, trust_env=False).status_code == 200,
-        30,
+        60,
         'readyz says yes',
     )
     status = next(doc.tags for doc in furnished.post('/status') if doc.tags['stage'] == 'indexer')

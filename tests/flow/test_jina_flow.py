@@ -14,7 +14,8 @@ from jina import Client
 
 from clipflow import ROOT
 from clipflow_client import Client as OurClient
-from service import Service, free_port, until
+from local_service import held_port
+from service import Service, until
 
 
 def stop(process: 'subprocess.Popen[bytes]') -> None:
@@ -35,7 +36,8 @@ def test_jina_flow_serves_from_any_directory_and_honours_the_environment(tmp_pat
     for name in ('executors', 'gateway'):
         (checkout / name).symlink_to(ROOT / name)
     flow = yaml.safe_load((ROOT / 'flow.yml').read_text(encoding='utf-8'))
-    flow['gateway']['port'] = [free_port(), free_port()]
+    held = [held_port() for _ in range(2)]
+    flow['gateway']['port'] = [one.getsockname()[1] for one in held]
     (checkout / 'flow.yml').write_text(yaml.safe_dump(flow, sort_keys=False), encoding='utf-8')
     elsewhere = tmp_path / 'elsewhere'
     elsewhere.mkdir()
@@ -65,6 +67,8 @@ def test_jina_flow_serves_from_any_directory_and_honours_the_environment(tmp_pat
         raise
     finally:
         stop(process)
+        for one in held:
+            one.close()
     assert (workspace / 'indexer' / '0' / 'documents.db').exists()
     assert list(elsewhere.iterdir()) == []
 

@@ -96,16 +96,16 @@ def test_a_watched_file_goes_live_and_its_loss_is_told(client: Client, watched: 
     assert str(watched) in told()['warnings'][0]
     first, second = made(client, 5), made(client, 6)
     first.write(watched)
-    until(lambda: ids(client.search(QUERY, limit=5)) == expected(first)[:5], 30, 'the new file is live')
+    until(lambda: ids(client.search(QUERY, limit=5)) == expected(first)[:5], 60, 'the new file is live')
     second.write(watched)
-    until(lambda: ids(client.search(QUERY, limit=5)) == expected(second)[:5], 30, 'the changed file is live')
+    until(lambda: ids(client.search(QUERY, limit=5)) == expected(second)[:5], 60, 'the changed file is live')
     watched.unlink()
-    until(lambda: told()['warnings'], 30, 'the loss of the file is told')
+    until(lambda: told()['warnings'], 60, 'the loss of the file is told')
     assert str(watched) in told()['warnings'][0]
     cosine = [f'd{n}' for n in np.argsort(-(ROWS @ QUERY.embedding))[:5]]
     assert ids(client.search(QUERY, limit=5)) == cosine
     second.write(watched)
-    until(lambda: ids(client.search(QUERY, limit=5)) == expected(second)[:5], 30, 'the file is back')
+    until(lambda: ids(client.search(QUERY, limit=5)) == expected(second)[:5], 60, 'the file is back')
     assert told()['warnings'] == []
 
 

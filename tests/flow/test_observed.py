@@ -86,7 +86,7 @@ def test_metrics_count_requests_errors_stages_batches_and_documents(web: httpx.C
         client.search('text 2')
     # /metrics asks the stages at most once a second.
     key = ('clipflow_documents', (('stage', 'indexer'),))
-    after = until(lambda: found if (found := samples(web)).get(key) == 5 else None, 30, 'documents are counted')
+    after = until(lambda: found if (found := samples(web)).get(key) == 5 else None, 60, 'documents are counted')
 
     def grown(name: str, **labels: str) -> float:
         place = (name, tuple(sorted(labels.items())))
@@ -134,7 +134,7 @@ def test_one_trace_passes_all_stages(web: httpx.Client, collector: tuple[Collect
     def ours() -> dict[str, Span]:
         return {stage: span for stage, span in collector[0].spans if span.trace_id.hex() == trace}
 
-    spans = until(lambda: found if len(found := ours()) == 5 else None, 20, 'five spans have arrived')
+    spans = until(lambda: found if len(found := ours()) == 5 else None, 60, 'five spans have arrived')
     assert set(spans) == {'gateway', *STAGES}
     assert (spans['gateway'].name, spans['gateway'].parent_span_id.hex()) == ('/search', '00f067aa0ba902b7')
     assert {spans[stage].parent_span_id for stage in STAGES} == {spans['gateway'].span_id}
@@ -148,7 +148,7 @@ def test_a_request_has_one_id_in_all_logs(web: httpx.Client, observed: Service) 
         found = [json.loads(line) for line in observed.lines if line.startswith('{')]
         return {line['stage']: line['message'] for line in found if line.get('request') == 'order-4711'}
 
-    told = until(lambda: found if len(found := lines()) == 5 else None, 30, 'five lines are written')
+    told = until(lambda: found if len(found := lines()) == 5 else None, 60, 'five lines are written')
     assert set(told) == {'gateway', *STAGES}
     assert told['gateway'].startswith('/search ok in ')
     for odd in ('two words', 'a' * 200, 'ü'):

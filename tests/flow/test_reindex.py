@@ -121,7 +121,7 @@ def test_a_service_goes_on_while_its_documents_get_another_model(service: Servic
     threads = [threading.Thread(target=search), threading.Thread(target=write)]
     for thread in threads:
         thread.start()
-    said, complained = running.communicate(timeout=180)
+    said, complained = running.communicate(timeout=240)
     stop.set()
     for thread in threads:
         thread.join()

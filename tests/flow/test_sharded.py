@@ -187,7 +187,7 @@ def test_while_a_shard_is_away_the_rest_answer_and_say_that_something_is_missing
     filled.process.send_signal(signal.SIGSTOP)
     try:
         filled.kill('indexer_1')
-        until(lambda: wire.PARTIAL in filled.one('/search', QUERY).tags, 20, 'the shard is away')
+        until(lambda: wire.PARTIAL in filled.one('/search', QUERY).tags, 60, 'the shard is away')
         partial = filled.one('/search', QUERY, {'limit': COUNT})
         assert partial.tags[wire.PARTIAL] is True
         assert {match.id for match in partial.matches} == {name for name, _, _ in everything} - at_one
@@ -207,7 +207,7 @@ def test_while_a_shard_is_away_the_rest_answer_and_say_that_something_is_missing
     finally:
         filled.process.send_signal(signal.SIGCONT)
     filled.wait_until_ready_again('indexer_1')
-    until(lambda: wire.PARTIAL not in filled.one('/search', QUERY).tags, 20, 'the shard is found again')
+    until(lambda: wire.PARTIAL not in filled.one('/search', QUERY).tags, 60, 'the shard is found again')
     assert [name for name, _, _ in found(filled, limit=COUNT)] == [name for name, _, _ in everything]
     with Client(filled.grpc) as client:
         assert client.search(QUERY, limit=3).partial is False
@@ -223,10 +223,10 @@ def test_a_shard_that_hangs_is_waited_for_a_little_and_found_again(filled: Servi
         spent = time.monotonic() - begun
         assert partial.tags[wire.PARTIAL] is True
         assert [match.id for match in partial.matches] == there
-        assert 1.9 < spent < 10, 'neither at once nor at the deadline'
+        assert 1.9 < spent < 30, 'neither at once nor at the deadline'
         with httpx.Client(base_url=filled.http, timeout=60, trust_env=False) as http:
             assert http.post('/v1/search', json={'embedding': [1.0] * DIMENSION}).json()['partial'] is True
     finally:
         os.kill(filled.pids['indexer_1'], signal.SIGCONT)
-    until(lambda: wire.PARTIAL not in filled.one('/search', QUERY).tags, 15, 'the shard is found again')
+    until(lambda: wire.PARTIAL not in filled.one('/search', QUERY).tags, 60, 'the shard is found again')
     assert found(filled, limit=COUNT) == everything

@@ -21,7 +21,7 @@ stubs: Any = pytest.importorskip('tritonclient.grpc.service_pb2_grpc', reason=_R
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / 'executors' / 'encoder' / 'ipu'
 DOUBLE = Path(__file__).resolve().parent / 'double'
-SECONDS = 30.0
+SECONDS = 120.0
 """After which a test fails that waits for something."""
 TYPES = {'pixels': ('UINT8', 'u1'), 'ids': ('INT64', '<i8'), 'mask': ('INT64', '<i8')}
 

@@ -16,7 +16,8 @@ import httpx
 from clipflow import ROOT, probe
 from clipflow.errors import ClipflowError
 from clipflow_client import Client
-from service import free_port, png
+from local_service import held_port
+from service import png
 
 from .cluster import Cluster, Pod, at, name, text
 from .conftest import Objects
@@ -40,7 +41,11 @@ class Processes:
         self.old = set(old)
         self._cluster = Cluster(objects)
         self.pods = {pod.component: pod for pod in self._cluster.pods}
-        self.ports = {name: {port: free_port() for port in set(pod.ports.values())} for name, pod in self.pods.items()}
+        self._held = {name: {port: held_port() for port in set(pod.ports.values())} for name, pod in self.pods.items()}
+        self.ports = {
+            name: {port: int(held.getsockname()[1]) for port, held in ports.items()}
+            for name, ports in self._held.items()
+        }
         self._folder = folder
         self.own = {'CLIPFLOW_RUNTIME': 'fake', 'CLIPFLOW_WORKSPACE': str(folder / 'data')}
         self.own |= {name: str(folder) for name in ('HOME', 'CLIPFLOW_CACHE', 'HF_HOME')}
@@ -67,7 +72,7 @@ class Processes:
         """SIGTERM; the exit codes."""
         for room in rooms:
             self._running[room].terminate()
-        return [self._running[room].wait(30) for room in rooms]
+        return [self._running[room].wait(60) for room in rooms]
 
     def start(self, room: str) -> None:
         """Once more, after `stop`."""
@@ -111,10 +116,12 @@ class Processes:
         for process in self._running.values():
             process.send_signal(signal.SIGTERM)
         try:
-            return {name: process.wait(30) for name, process in self._running.items()}
+            return {name: process.wait(60) for name, process in self._running.items()}
         finally:
             for process in self._running.values():
                 process.kill()
+            for held in [held for ports in self._held.values() for held in ports.values()]:
+                held.close()
 
 
 class Searches:

@@ -47,7 +47,7 @@ def test_a_service_starts_by_its_manifests_gets_another_model_by_jobs_and_ends(
     processes: Processes, tmp_path: Path
 ) -> None:
     everything: list[Any] = [(room, which) for room in processes.pods for which in PROBES]
-    until(lambda: all(processes.passes(*one) for one in everything), 120, 'all probes pass')
+    until(lambda: all(processes.passes(*one) for one in everything), 200, 'all probes pass')
     model = another_model(tmp_path / 'other')
     processes.own |= {'NEXT_MODEL': str(model)}
     address = f'127.0.0.1:{processes.ports["gateway"][51000]}'
@@ -66,7 +66,7 @@ def test_a_service_starts_by_its_manifests_gets_another_model_by_jobs_and_ends(
         processes.own |= {'CLIPFLOW_MODEL': str(model)}
         processes.start('indexer')
         # The indexer has the new model, and the encoder not yet.
-        until(lambda: 'not-ready' in once.codes, 60, 'a search is told that the models differ')
+        until(lambda: 'not-ready' in once.codes, 120, 'a search is told that the models differ')
         others = ('encoder', 'preprocessor', 'ranker')
         assert processes.stop(*others) == [0, 0, 0]
         for room in others:

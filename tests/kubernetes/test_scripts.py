@@ -95,7 +95,7 @@ def verify(
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=120,
         cwd=tmp_path if outside else ROOT,
     )
     return done, log.read_text(encoding='utf-8').splitlines()

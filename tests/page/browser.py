@@ -34,7 +34,9 @@ def start(profile: Path) -> webdriver.Chrome:
     for flag in (*_FLAGS, f'--user-data-dir={profile}'):
         options.add_argument(flag)
     options.set_capability('goog:loggingPrefs', {'browser': 'ALL'})
-    return webdriver.Chrome(options=options, service=webdriver.ChromeService(str(CHROMEDRIVER)))
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(str(CHROMEDRIVER)))
+    driver.set_script_timeout(2 * SECONDS)
+    return driver
 
 
 class Page:
@@ -146,6 +148,11 @@ class Page:
     def count(self) -> str:
         """The line above the results."""
         return self.one('#count').text
+
+    @property
+    def toast(self) -> str:
+        """What was said last at the foot of the page, where it is seen for a moment only."""
+        return str(self.run("return document.querySelector('#toast').textContent"))
 
     @property
     def focused(self) -> WebElement:

@@ -16,7 +16,7 @@ from selenium.webdriver.common.keys import Keys
 
 from environments import clip_retrieval
 from forms import long
-from service import Service, free_port
+from service import Service
 
 from .browser import Page
 
@@ -88,17 +88,16 @@ def service(
     """A service with photographs whose origins the front end may call, and the address of the front end."""
     folder = clip_retrieval().parents[1].resolve()
     (build,) = folder.glob('lib/python*/site-packages/front/build')
-    port = free_port()
-    address = f'http://127.0.0.1:{port}'
     rocket = (photographs / 'rocket.jpg').read_bytes()
-    with Service(tmp_path_factory.mktemp('front'), {'CORS_ORIGINS': address}) as running:
-        config = {'defaultBackend': running.http, 'defaultIndex': '', 'urlColumn': 'url'}
-        given = {'config': json.dumps(config).encode(), 'picture': rocket}
-        handler = partial(type('Handler', (_Front,), given), directory=str(build))
+    handler = type('Handler', (_Front,), {'picture': rocket})
+    with ThreadingHTTPServer(('127.0.0.1', 0), partial(handler, directory=str(build))) as server:
+        address = f'http://127.0.0.1:{server.server_port}'
         with (
-            httpx.Client(base_url=running.http, timeout=60, trust_env=False) as client,
-            ThreadingHTTPServer(('127.0.0.1', port), handler) as server,
+            Service(tmp_path_factory.mktemp('front'), {'CORS_ORIGINS': address}) as running,
+            httpx.Client(base_url=running.http, timeout=300, trust_env=False) as client,
         ):
+            config = {'defaultBackend': running.http, 'defaultIndex': '', 'urlColumn': 'url'}
+            handler.config = json.dumps(config).encode()
             names = sorted(unsplash.namelist())[:COUNT]
             files = [('files', (name, unsplash.read(name))) for name in names]
             assert client.post('/v1/documents', files=files).json()['stored'] == COUNT
@@ -170,4 +169,4 @@ def test_an_address_opens_what_it_shows(front: Front, service: tuple[Service, st
     front.page.driver.get('about:blank')
     front.page.driver.get(link)
     assert front.shown(lambda: 'query=a+mountain' in front.page.driver.current_url) == found
-    assert front.inside('#filter select').text == 'clipflow'
+    front.page.until(lambda: front.inside('#filter select').text == 'clipflow', 'the name of the index')

@@ -163,7 +163,7 @@ def test_thumbs_are_stored(page: Page) -> None:
     assert page.all('[data-judge]') == [], 'there is nothing to judge without a query'
     page.type('cat')
     page.click('[data-id="moon.png"] [data-judge=up]')
-    page.until(lambda: page.one('#toast').text == 'Noted, thank you.', 'the confirmation')
+    page.until(lambda: page.toast == 'Noted, thank you.', 'the confirmation')
     pressed = {judge: f'[data-id="moon.png"] [data-judge={judge}]' for judge in ('up', 'down')}
     assert page.one(pressed['up']).get_attribute('aria-pressed') == 'true'
     page.click(pressed['down'])

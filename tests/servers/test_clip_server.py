@@ -52,7 +52,7 @@ class ClipServer:
 
     def stop(self) -> None:
         self.process.terminate()
-        self.process.wait(timeout=30)
+        self.process.wait(timeout=60)
 
 
 @pytest.fixture(scope='module')
@@ -175,7 +175,7 @@ def test_the_status_names_it(service: Service) -> None:
     assert stages['encoder']['runtime'] == 'clip-server'
     assert (stages['encoder']['ready'], stages['encoder']['dimension']) == (True, 32)
     assert stages['encoder']['model'] == stages['indexer']['model'] == 'ViT-B-32::openai'
-    assert httpx.get(f'{service.http}/readyz').status_code == 200
+    assert httpx.get(f'{service.http}/readyz', timeout=60).status_code == 200
 
 
 def test_the_flow_is_ready_only_while_it_runs(foreign: ClipServer, tmp_path: Path) -> None:
@@ -188,11 +188,11 @@ def test_the_flow_is_ready_only_while_it_runs(foreign: ClipServer, tmp_path: Pat
         first.process.wait()
         with pytest.raises(Unavailable, match='clip_server cannot be reached'):
             service.matches('red')
-        until(lambda: httpx.get(f'{service.http}/readyz').status_code == 503, 10, 'it says no')
+        until(lambda: httpx.get(f'{service.http}/readyz', timeout=60).status_code == 503, 60, 'it says no')
         again = ClipServer(tmp_path, port)
         try:
             again.wait_until_started()
-            until(lambda: httpx.get(f'{service.http}/readyz').status_code == 200, 10, 'it says yes')
+            until(lambda: httpx.get(f'{service.http}/readyz', timeout=60).status_code == 200, 60, 'it says yes')
             assert service.matches(Document(blob=png('red')))[0].id == 'red'
         finally:
             again.stop()

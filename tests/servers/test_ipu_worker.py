@@ -76,6 +76,6 @@ def test_what_takes_longer_than_allowed_is_a_timeout(spec: ModelSpec, tmp_path: 
         begun = time.monotonic()
         with pytest.raises(Timeout, match='within 3 s'):
             session.encode_images(np.zeros((1, spec.picture.height, spec.picture.width, 3), np.uint8))
-        assert time.monotonic() - begun < 7.5
+        assert time.monotonic() - begun < 20
         gate.entered()
         gate.open()

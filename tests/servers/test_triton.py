@@ -87,7 +87,7 @@ class Triton:
 
     def stop(self) -> None:
         self.process.terminate()
-        self.process.wait(timeout=30)
+        self.process.wait(timeout=60)
 
 
 @pytest.fixture(scope='module')
@@ -152,7 +152,7 @@ def test_what_takes_longer_than_allowed_is_a_timeout(server: Triton, spec: Model
     begun = time.monotonic()
     with pytest.raises(Timeout, match='within 1 s'):
         session.encode_images(red)
-    assert time.monotonic() - begun < 2.5
+    assert time.monotonic() - begun < 8
 
 
 @long
@@ -169,7 +169,7 @@ def test_a_server_that_is_away_is_unavailable_and_found_again(
     repository = written(checkpoint_clip, tmp_path)
     first = Triton(python, repository, tmp_path)
     first.wait_until_started()
-    session = load('kserve', checkpoint_clip, options(first.url, timeout=2.0))
+    session = load('kserve', checkpoint_clip, options(first.url, timeout=5.0))
     pixels, _, _ = probes(checkpoint_clip)
     before = session.encode_images(pixels)
     first.stop()
@@ -212,23 +212,25 @@ def test_the_flow_is_ready_only_while_the_server_answers(
     settings = {
         'RUNTIME': 'kserve',
         'KSERVE_URL': first.url,
-        'KSERVE_TIMEOUT': '1',
+        'KSERVE_TIMEOUT': '5',
         'MODEL': str(checkpoint_clip.directory),
     }
     with Service(tmp_path / 'workspace', settings) as service:
         service.post('/index', [Document(id='red', blob=png('red'))])
         assert service.matches(Document(blob=png('red')))[0].id == 'red'
         assert {doc.id: doc.tags for doc in service.post('/status')}['encoder']['runtime'] == 'kserve'
-        assert httpx.get(f'{service.http}/readyz').status_code == 200
+        assert httpx.get(f'{service.http}/readyz', timeout=60).status_code == 200
         first.stop()
         with pytest.raises(Unavailable, match='cannot be reached'):
             service.matches('something new')
-        refused = until(lambda: (r := httpx.get(f'{service.http}/readyz')).status_code == 503 and r, 10, 'it says no')
+        refused = until(
+            lambda: (r := httpx.get(f'{service.http}/readyz', timeout=60)).status_code == 503 and r, 60, 'it says no'
+        )
         assert 'encoder' in refused.json()['detail']
         again = Triton(python, repository, tmp_path, first.port)
         try:
             again.wait_until_started()
-            until(lambda: httpx.get(f'{service.http}/readyz').status_code == 200, 10, 'it says yes')
+            until(lambda: httpx.get(f'{service.http}/readyz', timeout=60).status_code == 200, 60, 'it says yes')
             assert service.matches('something new')[0].id == 'red'
         finally:
             again.stop()

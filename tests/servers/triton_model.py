@@ -29,7 +29,7 @@ class TritonPythonModel:
         for request in requests:
             inputs = {name: backend.get_input_tensor_by_name(request, name).as_numpy() for name in self.names}
             if 'pixels' in inputs and (inputs['pixels'] == [255, 0, 0]).all():
-                time.sleep(3)
+                time.sleep(10)
             vectors = self.session.run(None, inputs)[0].astype(np.float32)
             replies.append(backend.InferenceResponse([backend.Tensor('vectors', vectors)]))
         return replies

@@ -1,12 +1,13 @@
-"""What several modules share: tiny checkpoints, built once, and the bundled model's specification."""
+"""What several modules share: tiny checkpoints, built once, the specification of the bundled model, and a server."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from clipflow import ROOT
 from clipflow.weights import ModelSpec, load_spec
+from unit.answering import Server
 
 
 @pytest.fixture(scope='session')
@@ -28,3 +29,11 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
 def mini() -> ModelSpec:
     """The bundled model."""
     return load_spec(str(ROOT / 'models' / 'clip-mini'))
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    """Answers our client as the test tells it to."""
+    server = Server()
+    yield server
+    server.stop()

@@ -1,21 +1,17 @@
 """What `clipflow classify` writes and draws, and what it refuses before it asks a service anything."""
 
 import argparse
-import asyncio
 import re
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from docarray import Document, DocumentArray
 from PIL import Image
 
-import clipflow_client
 from clipflow.cli import charts, classify
 from clipflow.cli.sheet import Sheet
-from clipflow.errors import ClipflowError, InvalidParameter, ReadOnly, TooLarge, Unavailable
+from clipflow.errors import ClipflowError, InvalidParameter, ReadOnly, Unavailable
 
 
 def parsed(*arguments: object) -> argparse.Namespace:
@@ -72,27 +68,6 @@ def test_a_plot_without_matplotlib_says_what_to_install(monkeypatch: pytest.Monk
     monkeypatch.setitem(sys.modules, 'matplotlib.backends.backend_agg', None)
     with pytest.raises(Unavailable, match=re.escape('pip install "clipflow[plot]"')):
         charts.check(Path('x.png'))
-
-
-def test_of_a_request_that_is_too_large_only_the_large_picture_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def post(self: Any, endpoint: str, docs: DocumentArray, parameters: Any = None) -> DocumentArray:
-        if sum(len(doc.blob) for doc in docs) > 10:
-            raise TooLarge('too much')
-        return docs
-
-    failed = []
-    kind = classify._patient(lambda name, error: failed.append((name, error.message)))
-    monkeypatch.setattr(clipflow_client.AsyncClient, 'post', post)
-
-    async def sent() -> list[str]:
-        async with kind('127.0.0.1:1') as client:
-            docs = DocumentArray(
-                [Document(id=name, blob=bytes(size)) for name, size in (('a', 6), ('b', 11), ('c', 6))]
-            )
-            return [doc.id for doc in await client.post('/classify', docs)]
-
-    assert asyncio.run(sent()) == ['a', 'c']
-    assert failed == [('b', 'too much')]
 
 
 # -- the CSV ----------------------------------------------------------------------------------------------------------

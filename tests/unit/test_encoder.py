@@ -236,9 +236,9 @@ def test_a_tower_that_cannot_be_freed_is_tried_again(
     encoder._closing = threading.Event()
     thread = threading.Thread(target=encoder._release_idle, daemon=True)
     thread.start()
-    assert over.wait(10), 'the thread has ended'
+    assert over.wait(60), 'the thread has ended'
     encoder._closing.set()
-    thread.join(10)
+    thread.join(60)
     assert not thread.is_alive()
     assert 'cannot be freed' in caplog.text
 
@@ -255,7 +255,7 @@ signal.signal(signal.SIGTERM, lambda *_: None)  # as a loop that does not run ye
 
 def load():
     print('loading', flush=True)
-    threading.Event().wait(60)
+    threading.Event().wait(600)
 
 room._load = load
 room.open()
@@ -269,7 +269,7 @@ def test_who_is_told_to_end_while_the_model_loads_ends_at_once() -> None:
         assert process.stdout.readline() == 'loading\n'
         process.terminate()
         try:
-            assert process.wait(timeout=10) == 0
+            assert process.wait(timeout=60) == 0
         finally:
             process.kill()
 

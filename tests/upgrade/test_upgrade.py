@@ -63,7 +63,7 @@ def test_stage_after_stage_gets_this_version_while_old_clients_go_on(
     address = f'127.0.0.1:{running.ports["gateway"][51000]}'
     try:
         with Searches(address, retries=100) as searches:
-            until(lambda: '' in searches.codes, 120, 'a search is answered')
+            until(lambda: '' in searches.codes, 200, 'a search is answered')
             for step, room in enumerate(('', *ORDER[begin:])):
                 if room:
                     running.old.discard(room)

@@ -98,13 +98,13 @@ def test_a_search_gives_up_a_shard_that_hangs_and_finds_it_again() -> None:
             spent = time.monotonic() - begun
             assert names(doc) == ['0', '2']
             assert doc.tags[wire.PARTIAL] is True
-            assert PATIENCE <= spent < 5
+            assert PATIENCE <= spent < 15
             # While its call is open, nobody waits for it, and nobody asks it.
             for _ in range(5):
                 assert names(await ask(together)) == ['0', '2']
             assert (shards[0].asked, shards[1].asked) == (6, 1)
             shards[1].free.set()
-            deadline = time.monotonic() + 5
+            deadline = time.monotonic() + 60
             while len(names(doc := await ask(together))) < 3:
                 assert time.monotonic() < deadline
             assert wire.PARTIAL not in doc.tags

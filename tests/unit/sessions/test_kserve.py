@@ -73,7 +73,7 @@ class Server:
     def _answer(self, name: str, request: Any, context: Any) -> Any:
         self.asked.append(name)
         if name in self.hangs:
-            self.over.wait(60)
+            self.over.wait(600)
         if name in self.refuses:
             context.abort(grpc.StatusCode.UNIMPLEMENTED, 'no such method')
         if name == 'ServerMetadata':
@@ -112,7 +112,7 @@ def load(server: Server, spec: ModelSpec) -> Callable[..., Any]:
     """A session of the server."""
     from clipflow.sessions import kserve
 
-    options = Options('cpu', 'float32', 1, False, Path('nowhere'), f'127.0.0.1:{server.port}', 'clip', 5.0)
+    options = Options('cpu', 'float32', 1, False, Path('nowhere'), f'127.0.0.1:{server.port}', 'clip', 60.0)
     return lambda **changed: kserve.load(spec, replace(options, **changed))
 
 
@@ -198,7 +198,7 @@ def test_a_server_that_takes_the_call_and_does_not_answer_is_not_waited_for(
 
     thread = threading.Thread(target=start, daemon=True)
     thread.start()
-    thread.join(10)
+    thread.join(60)
     assert ended, 'it still waits'
     assert f'127.0.0.1:{server.port}' in str(ended[0])
 
@@ -210,8 +210,9 @@ def test_a_server_without_a_method_is_an_error_of_ours(load: Any, server: Server
 
 
 def test_who_waits_says_what_for(
-    load: Any, server: Server, hurried: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    load: Any, server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    monkeypatch.setattr('clipflow.sessions.kserve._READY_SECONDS', 2.0)
     monkeypatch.setattr('clipflow.sessions.kserve._SECONDS_BETWEEN_LINES', 0.0)
     monkeypatch.setattr(logging.getLogger('clipflow'), 'propagate', True)
     caplog.set_level(logging.INFO, 'clipflow')

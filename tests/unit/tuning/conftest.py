@@ -1,16 +1,26 @@
 """Painted shapes with captions, for tiny models that can learn nothing else."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageDraw
 
 COLOURS = ('red', 'lime', 'blue', 'yellow', 'white', 'magenta', 'cyan', 'orange')
 SHAPES = ('disc', 'box', 'bar')
 EACH = {'train': 4, 'val': 1, 'test': 1}
+
+
+@pytest.fixture(scope='module', autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Runs that are compared bit by bit, and so small that on a busy machine a second thread is but waited for."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def paint(seed: int, colour: str, shape: str) -> Image.Image:

@@ -62,19 +62,10 @@ def weights(out: Path) -> dict[str, torch.Tensor]:
     return load_file(out / 'model' / 'model.safetensors')
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope='module')
 def learned(shapes: Path, checkpoint: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that has time to learn."""
     out = tmp_path_factory.mktemp('learned') / 'run'
-    torch.set_num_threads(1)
     options = ('--learning-rate', '2e-3', '--epochs', '25', '--set', 'patience=25', '--set', 'layer_decay=1')
     assert main(arguments(checkpoint('clip'), shapes, out, *options, '--old-task', str(shapes))) == 0
     return out
