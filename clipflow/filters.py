@@ -19,6 +19,8 @@ MAX_DEPTH = 10
 MAX_CONDITIONS = 500
 MAX_PARAMETERS = 30_000
 """Of the whole filter; SQLite binds at most 32,766 in some builds."""
+MAX_MEMBERS = 10_000
+"""Values of one $in or $nin."""
 _COMPARISONS = {'$lt': '<', '$lte': '<=', '$gt': '>', '$gte': '>='}
 OPERATORS = ('$eq', '$neq', *_COMPARISONS, '$in', '$nin', '$regex', '$exists', '$size')
 # Every condition is true or false, never NULL, so that NOT turns it round.
@@ -161,8 +163,8 @@ def _ordered(path: str, operator: str, operand: Any) -> Filter:
 
 
 def _membership(path: str, operator: str, operand: Any) -> Filter:
-    if not isinstance(operand, list) or len(operand) > 10_000:
-        raise InvalidFilter(f'{operator} needs a list of at most 10,000 values, not {shown(operand)}')
+    if not isinstance(operand, list) or len(operand) > MAX_MEMBERS:
+        raise InvalidFilter(f'{operator} needs a list of at most {MAX_MEMBERS:,} values, not {shown(operand)}')
     values = tuple(_scalar(operator, item) for item in operand if item is not None)
     marks = ', '.join('?' * len(values))
     # Not NULL is said first, so that an index can be used and the whole is never NULL.

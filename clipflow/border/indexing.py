@@ -43,10 +43,13 @@ from clipflow.work import WorkQueue
 
 
 class Indexing(Room):
-    """Base of the indexers. Their `open` sets `_index`, `work`, and `shard` and `shards` if there are several."""
+    """Base of the indexers. Their `open` sets `_index`, `work`, `changes` (where what changes something has its turn),
+    and `shard` and `shards` if there are several.
+    """
 
     stage = 'indexer'
     settings: StoreSettings
+    changes: WorkQueue
     _index: DocumentIndex
     shard, shards = 0, 1
     _feedback: FeedbackLog | None = None
@@ -86,7 +89,7 @@ class Indexing(Room):
                     self.check(record)
                     records.append(record)
         mixed = self.settings.mix_precisions
-        await self.work.run(parameters, self._index.upsert, records, precision, mixed=mixed)
+        await self.changes.run(parameters, self._index.upsert, records, precision, mixed=mixed)
         for doc in docs:
             wire.strip(doc)
 
@@ -99,7 +102,7 @@ class Indexing(Room):
                 if self._owns(doc.id):
                     patches.append((doc, tags_json(doc)))
         merge = self._index.store.merge_tags
-        found = await self.work.run(parameters, merge, [(doc.id, patch) for doc, patch in patches])
+        found = await self.changes.run(parameters, merge, [(doc.id, patch) for doc, patch in patches])
         for (doc, _), known in zip(patches, found, strict=True):
             if not known:
                 wire.fail(doc, NotFound(f'there is no document with the id {doc.id!r}'), self.stage)
@@ -112,18 +115,18 @@ class Indexing(Room):
         if not ids and parameters.filter is None:
             raise InvalidParameter("say what to delete: documents, 'ids' or 'filter' ('/clear' deletes everything)")
         matching = None if parameters.filter is None else self.compiled(parameters.filter)
-        count = await self.work.run(parameters, self._index.delete, ids, matching)
+        count = await self.changes.run(parameters, self._index.delete, ids, matching)
         return wire.result_document(self.stage, {'deleted': count})
 
     @endpoint('/clear', parse=Parameters)
     async def clear(self, docs: DocumentArray, parameters: Parameters) -> DocumentArray:
         """`/clear`: delete everything."""
-        return wire.result_document(self.stage, {'deleted': await self.work.run(parameters, self._index.clear)})
+        return wire.result_document(self.stage, {'deleted': await self.changes.run(parameters, self._index.clear)})
 
     @endpoint('/snapshot', parse=Parameters)
     async def snapshot(self, docs: DocumentArray, parameters: Parameters) -> DocumentArray:
         """`/snapshot`: write the index to disk for a quick start."""
-        return wire.result_document(self.stage, await self.work.run(parameters, self._index.snapshot))
+        return wire.result_document(self.stage, await self.changes.run(parameters, self._index.snapshot))
 
     @endpoint('/search', parse=SearchParameters)
     async def search(self, docs: DocumentArray, parameters: SearchParameters) -> None:
@@ -241,7 +244,8 @@ class Indexing(Room):
     async def tell(self, docs: DocumentArray, parameters: Parameters) -> DocumentArray:
         """`/status`."""
         place = {} if self.shards == 1 else {'shard': self.shard, 'shards': self.shards}
-        reply = await self.status(docs, **await self.found(parameters), **place, **self.place())
+        waiting = sum(queue.taken for queue in {self.work, self.changes})
+        reply = await self.status(docs, waiting=waiting, **await self.found(parameters), **place, **self.place())
         if place:
             reply[-1].id = reply[-1].tags['stage'] = f'{self.stage}_{self.shard}'
         return reply
@@ -323,6 +327,7 @@ class Indexing(Room):
         super().close()
         if hasattr(self, '_index'):
             self.writing.close()
+            self.changes.close()
             self._index.close()
             if self._feedback is not None:
                 self._feedback.close()

@@ -282,15 +282,15 @@ class Approximate:
         Returns:
             Cosines and slots, both [Q, count], slot -1 where nothing was found; and how many slots were searched.
         """
-        selector, keep = None, None
+        selector, keep, known = None, None, len(self)
         if only is not None:
-            mask = np.zeros(len(self), dtype=bool)
+            mask = np.zeros(known, dtype=bool)
             mask[only[only < len(mask)]] = True
             keep = np.packbits(mask, bitorder='little')
             selector = faiss.IDSelectorBitmap(keep)
         rows = np.ascontiguousarray(queries)
         with self._turns.reading():
-            total = len(self)
+            total = len(self) if only is None else known  # what was added since is not in the mask
             searched, most = self.faiss, min(count, max(total, 1))
             if not self._all_lists and effort >= self.lists:
                 return *self._in_every_list(rows, most, selector), total

@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -371,7 +372,8 @@ def _aside(work: Callable[[], R]) -> R:
     """
 
     def step_back() -> None:
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
+        with suppress(OSError):  # a process that steps back further already may not come nearer
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
         faiss.omp_set_num_threads(max(1, faiss.omp_get_max_threads() // 2))
 
     with ThreadPoolExecutor(1, thread_name_prefix='keeper-aside', initializer=step_back) as pool:

@@ -129,9 +129,8 @@ class LayeredIndex:
             return [(np.empty(0, np.int64), np.empty(0))] * len(rows)
         if allowed is None:
             return self._searched(rows, _Search(held, view, limit, effort))
-        slots = self.table.slots(allowed)
-        slots = np.sort(slots[slots >= 0])
-        search = _Search(held, view, limit, effort, slots[view.alive(slots)])
+        slots = self.table.slots_in(view, allowed)
+        search = _Search(held, view, limit, effort, slots)
         if len(slots) <= (SUBSET * view.count if self.main is None else SUBSET_STORED):
             return self._compared(rows, search)
         return self._searched(rows, search)

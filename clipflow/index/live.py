@@ -1,12 +1,14 @@
 """The index that serves: every write goes to the store first, then to the vectors in memory; a search sees both."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clipflow.filters import Filter
+from clipflow.errors import InvalidFilter
+from clipflow.filters import Filter, compile_filter
 from clipflow.index.background import SAMPLE, Background
 from clipflow.index.choice import Wanted
 from clipflow.index.flat import cosines
@@ -92,16 +94,17 @@ class LiveIndex:
         self, queries: NDArray[np.float32], count: int, allowed: NDArray[np.int64] | None, query: Query
     ) -> list[list[Hit]]:
         """The `count` best of each query that reach `min_score`."""
-        index = self.keeper.index
-        if index is None:
-            return [[] for _ in queries]
         more = 0
-        for _ in range(_TRIES):
-            ranked = [keys.tolist() for keys, _ in index.search(queries, count + more, allowed, query.effort)]
-            wanted = sorted({key for keys in ranked for key in keys})
-            # A document may have been written or deleted since: what is told of it is all of the one version that the
-            # store has now, the score too.
-            records = self.store.by_keys(wanted, thumbnails=query.thumbnails, vectors=True, matching=query.matching)
+        for left in reversed(range(_TRIES)):
+            with nullcontext() if left else self._writing:  # at last, after whoever deletes so much
+                index = self.keeper.index
+                if index is None:
+                    return [[] for _ in queries]
+                ranked = [keys.tolist() for keys, _ in index.search(queries, count + more, allowed, query.effort)]
+                wanted = sorted({key for keys in ranked for key in keys})
+                # A document may have been written or deleted since: what is told of it is all of the one version that
+                # the store has now, the score too.
+                records = self.store.by_keys(wanted, thumbnails=query.thumbnails, vectors=True, matching=query.matching)
             found = [
                 [records[key] for key in keys if key in records and _fits(records[key], row)]
                 for keys, row in zip(ranked, queries, strict=True)
@@ -114,7 +117,21 @@ class LiveIndex:
 
     def _sifted(self, row: NDArray[np.float32], allowed: NDArray[np.int64] | None, query: Query) -> list[Hit]:
         background = self._background.scores(row, len(self)) if query.compared else np.empty(0)
-        return sifted(query, lambda count, asked: self._nearest(row[None, :], count, allowed, asked)[0], background)
+
+        def nearest(count: int, asked: Query) -> list[Hit]:
+            return self._nearest(row[None, :], count, self._others(allowed, asked), asked)[0]
+
+        return sifted(query, nearest, background)
+
+    def _others(self, allowed: NDArray[np.int64] | None, query: Query) -> NDArray[np.int64] | None:
+        """Of the allowed keys (None: all) those of groups that are not known."""
+        if not query.known:
+            return allowed
+        try:
+            others = self.store.matching_keys(compile_filter({query.group_by: {'$nin': list(query.known)}}))
+        except InvalidFilter:  # none can name the tag, or one of the values
+            return allowed
+        return others if allowed is None else np.intersect1d(allowed, others)
 
     def facets(self, matching: Filter | None) -> tuple[list[Facet], bool]:
         """See `count_values`."""

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipflow import order
+from clipflow.filters import MAX_MEMBERS
 from clipflow.index.base import Effort
 from clipflow.quantiles import floor_of, percentile
 from clipflow.store.reading import Record
@@ -18,6 +19,8 @@ _DISPLACED = 2
 """A shard finds so many times as many without near-duplicates, because those of other shards displace some."""
 _SENT = 1000
 """Of near-duplicates only those among so many of the nearest are sent to be compared with those of other shards."""
+_DEEP = 2500
+"""Where so many of the nearest hold too few groups, it is less work to look among the documents of other groups."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class Query:
         effort: of an approximate kind.
         shared: other shards answer too, and which of groups and near-duplicates are shown is decided among all.
         texts: the vectors are of texts; the effort is tuned with such.
+        known: values of `group_by` whose best are found; documents with these may be left out.
     """
 
     limit: int
@@ -52,6 +56,7 @@ class Query:
     effort: Effort | None = None
     shared: bool = False
     texts: bool = False
+    known: tuple[Any, ...] = ()
 
     @property
     def drops(self) -> bool:
@@ -94,12 +99,15 @@ def sifted(query: Query, nearest: Callable[[int, Query], list[Hit]], background:
         floor = floor_of(query.relevance, background)
         query = replace(query, min_score=max(floor, query.min_score if query.min_score is not None else -1.0))
     count = enough * 4 if query.drops else enough
+    hits: list[Hit] = []
     while True:
         near = nearest(count, query)
-        hits = near if query.group_by is None else _first_of_groups(near, query.group_by)
+        hits = near if query.group_by is None else _first_of_groups([*hits, *near], query.group_by)
         places = list(range(min(enough, len(hits)))) if query.dedup is None else _distinct(hits, query.dedup, enough)
         if len(places) == enough or len(near) < count:
             break
+        if query.group_by is not None and count > _DEEP:
+            query = replace(query, known=_values(hits))
         count *= 4
     if undecided:
         # What is left out here for a better one is shown if that one is left out for a still better one elsewhere.
@@ -123,11 +131,17 @@ def _in_order(hits: list[Hit], sort_by: str) -> list[Hit]:
 
 def _first_of_groups(hits: list[Hit], group_by: str) -> list[Hit]:
     best: dict[str, Hit] = {}
-    for hit in hits:
+    for hit in sorted(hits, key=lambda hit: (-hit.score, hit.record.id)):
         # Documents without the tag form one group.
         group = json.dumps(_alike(order.tag_value(json.loads(hit.record.tags), group_by)), sort_keys=True)
         best.setdefault(group, replace(hit, group=group))
     return list(best.values())
+
+
+def _values(hits: list[Hit]) -> tuple[Any, ...]:
+    """Of groups, as far as a filter can name them."""
+    values = [json.loads(hit.group) for hit in hits[:MAX_MEMBERS]]
+    return tuple(value for value in values if not isinstance(value, list | dict))
 
 
 def _alike(value: Any) -> Any:

@@ -101,6 +101,15 @@ class SlotTable:
                 found[here] = page[keys[here] % _PAGE]
         return found
 
+    def slots_in(self, view: View, keys: NDArray[np.int64]) -> Slots:
+        """The slots in which a view shows documents of [N] different keys, ascending."""
+        slots = self.slots(keys)
+        late = keys[slots >= view.count]  # written anew since; the view still shows their old slots
+        if len(late):
+            slots = np.concatenate([slots, np.flatnonzero(np.isin(view.keys[: view.count], late))])
+        slots = np.sort(slots[slots >= 0])
+        return slots[view.alive(slots)]
+
     def _set(self, keys: NDArray[np.int64], slots: Slots) -> None:
         pages = keys // _PAGE
         for number in np.unique(pages).tolist():

@@ -28,6 +28,7 @@ _ERRORS: dict[int, tuple[type[ClipflowError], str]] = {
         StorageFull,
         'no space is left on the disk of the workspace, so this is not stored',
     ),
+    sqlite3.SQLITE_IOERR_SHMSIZE: (StorageFull, 'no space is left on the disk of the workspace to open its database'),
     sqlite3.SQLITE_READONLY: (ReadOnly, 'the workspace cannot be written to; check its permissions'),
     sqlite3.SQLITE_CANTOPEN: (ReadOnly, 'the database of the workspace cannot be opened; check its permissions'),
     sqlite3.SQLITE_IOERR: (Unavailable, 'the disk of the workspace reports an error; see the log of the system'),
@@ -36,9 +37,13 @@ _ERRORS: dict[int, tuple[type[ClipflowError], str]] = {
 }
 
 
-def connect(path: Path, journal: str = WAL) -> sqlite3.Connection:
+class Connection(sqlite3.Connection):
+    """One that can be referred to weakly."""
+
+
+def connect(path: Path, journal: str = WAL) -> Connection:
     """A connection for one thread at a time, durable at each commit; `journal` is WAL or ROLLBACK."""
-    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=30)
+    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=30, factory=Connection)
     for pragma in (f'journal_mode = {journal}', 'synchronous = FULL', 'foreign_keys = ON', 'cache_size = -32000'):
         db.execute(f'PRAGMA {pragma}')
     db.create_function(REGEX_FUNCTION, 2, _regex, deterministic=True)
@@ -59,8 +64,8 @@ def translated(file: str = layout.DOCUMENTS) -> Iterator[None]:
                 f'the pattern {shown(_patterns.late)} of $regex takes too long on these documents; a repetition within '
                 'a repetition, such as (a+)+, may be the reason'
             ) from None
-        code = getattr(error, 'sqlite_errorcode', 0) & 0xFF
-        kind, sentence = _ERRORS.get(code, (Internal, f'the store failed: {error}'))
+        code = getattr(error, 'sqlite_errorcode', 0)
+        kind, sentence = _ERRORS.get(code) or _ERRORS.get(code & 0xFF) or (Internal, f'the store failed: {error}')
         raise kind(sentence.replace('{file}', file)) from error
 
 
@@ -78,7 +83,7 @@ def lock(directory: Path) -> int:
     """Take a workspace for this process; the descriptor that holds it.
 
     Raises:
-        ReadOnly: it cannot be written.
+        ReadOnly: it cannot be written, or its file system has no locks.
         Conflict: another process has it.
     """
     try:
@@ -88,8 +93,10 @@ def lock(directory: Path) -> int:
         raise ReadOnly(f'the workspace {directory} cannot be written: {error.strerror}') from None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except OSError as error:
         os.close(descriptor)
+        if not isinstance(error, BlockingIOError):
+            raise ReadOnly(f'the workspace {directory} cannot be locked: {error.strerror}') from None
         raise Conflict(
             f'another process serves the workspace {directory}; stop it, or choose another CLIPFLOW_WORKSPACE'
         ) from None

@@ -62,11 +62,14 @@ def alone(workspace: Path, *, make: bool = False) -> Iterator[Path]:
         workspace.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(workspace, os.O_RDONLY)
     try:
-        try:
-            # The directory itself: a file for it could not be removed again without a gap.
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Conflict(f'another command makes the documents in {workspace} anew; let it end, or stop it') from None
+        with _translated(workspace):
+            try:
+                # The directory itself: a file for it could not be removed again without a gap.
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise Conflict(
+                    f'another command makes the documents in {workspace} anew; let it end, or stop it'
+                ) from None
         folder = current(workspace)
         clear(workspace)
         yield folder

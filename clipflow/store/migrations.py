@@ -73,5 +73,6 @@ def migrate(db: sqlite3.Connection, steps: Sequence[Callable[[sqlite3.Connection
         db.execute(f'PRAGMA user_version = {len(steps)}')
         db.execute('COMMIT')
     except BaseException:
-        db.execute('ROLLBACK')
+        if db.in_transaction:  # a full disk may have ended it already
+            db.execute('ROLLBACK')
         raise

@@ -2,19 +2,19 @@
 
 import itertools
 import json
-import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clipflow.filters import Filter
 from clipflow.store import layout
-from clipflow.store.connection import WAL, connect, translated
+from clipflow.store.connection import WAL, Connection, connect, translated
 from clipflow.store.migrations import check
 
 _VARIABLES = 2_000
@@ -50,11 +50,12 @@ class Documents:
         self.directory = directory
         self._journal = journal
         self._local = threading.local()
-        self._all: list[sqlite3.Connection] = []
+        self._all: WeakSet[Connection] = WeakSet()  # that of a thread that has ended is closed with it
 
-    def _connect(self) -> sqlite3.Connection:
-        self._all.append(connect(self.directory / layout.DOCUMENTS, self._journal))
-        return self._all[-1]
+    def _connect(self) -> Connection:
+        db = connect(self.directory / layout.DOCUMENTS, self._journal)
+        self._all.add(db)
+        return db
 
     def _read(self, sql: str, parameters: Sequence[Any] = ()) -> list[Any]:
         with translated():
@@ -223,9 +224,8 @@ class Documents:
 
     def close(self) -> None:
         """Close all connections; once more does nothing."""
-        for db in self._all:
+        for db in list(self._all):
             db.close()
-        self._all.clear()
 
 
 def _matrix(rows: Sequence[Any]) -> KeysAndVectors:

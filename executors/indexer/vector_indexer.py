@@ -40,6 +40,8 @@ class VectorIndexer(Indexing):
         wanted = Wanted(kind, settings.index_vectors, memory, settings.index_recall, trained, learnt)
         self._index = index = LiveIndex(store, wanted, Snapshots(settings.snapshot_changes, settings.snapshot_seconds))
         self.work = WorkQueue(self.stage, share_of_cores(0, self.replicas), settings.queue_limit)
+        # Writes are in turn, and a snapshot is taken beside them; searches wait for neither.
+        self.changes = WorkQueue(f'{self.stage}-writing', 2, settings.queue_limit)
         self.log.info('%d documents in %s', len(index), directory)
 
     def compiled(self, query: dict[str, Any]) -> Filter:

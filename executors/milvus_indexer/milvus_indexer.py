@@ -37,7 +37,7 @@ class MilvusIndexer(Indexing):
             timeout=settings.milvus_timeout,
         )
         self._index = MilvusIndex(self._store)
-        self.work = WorkQueue(self.stage, _CALLS, settings.queue_limit)
+        self.work = self.changes = WorkQueue(self.stage, _CALLS, settings.queue_limit)
         self.log.info('%d documents in %s', self._store.count(), shown(settings.milvus))
 
     async def works(self) -> bool:

@@ -44,7 +44,7 @@ def test_every_search_sees_every_document_once(kind: str, tmp_path: Path, monkey
 
     write(list(range(COUNT)), 0)
     everything = sorted(f'{n}' for n in range(COUNT))
-    second = compile_filter({'version': 1})
+    every, second = compile_filter({'version': {'$gte': 0}}), compile_filter({'version': 1})
     ended = threading.Event()
     faults: list[str] = []
     built: set[int] = set()
@@ -54,9 +54,10 @@ def test_every_search_sees_every_document_once(kind: str, tmp_path: Path, monkey
         own = np.random.default_rng(worker)
         while not ended.is_set() and not faults:
             query = unit(own.normal(size=(1, DIMENSION)))
-            hits = live.search(query, Query(COUNT + 10))[0]
-            if sorted(hit.record.id for hit in hits) != everything:
-                faults.append(f'{len(hits)} results, {len({hit.record.id for hit in hits})} different ones')
+            for matching in (None, every):
+                hits = live.search(query, Query(COUNT + 10, matching))[0]
+                if sorted(hit.record.id for hit in hits) != everything:
+                    faults.append(f'{len(hits)} results, {len({hit.record.id for hit in hits})} different ones')
             for hit in hits:
                 version = json.loads(hit.record.tags)['version']
                 score = float(versions[version, int(hit.record.id)] @ query[0])

@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,14 @@ import pytest
 
 from clipflow.errors import DimensionMismatch
 from clipflow.filters import compile_filter
+from clipflow.index import sifting
 from clipflow.index.approximate import Approximate
 from clipflow.index.choice import Wanted
 from clipflow.index.layered import LayeredIndex
 from clipflow.index.live import LiveIndex, Query
 from clipflow.store.reading import Record
 from clipflow.store.sqlite import Store
+from service import until
 
 AXES = np.eye(4, dtype=np.float32)
 
@@ -69,11 +72,62 @@ def test_a_search_with_groups_looks_on_until_it_has_enough(live: LiveIndex) -> N
     assert top(live, AXES[0], limit=1, group_by='colour') == found[:1]
 
 
+def test_while_most_are_being_deleted_the_others_are_found(live: LiveIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    angles = np.linspace(0, 1, 505)
+    rows = np.stack([np.cos(angles), np.sin(angles), 0 * angles, 0 * angles], axis=1).astype(np.float32)
+    live.upsert([record(f'{n}', row) for n, row in enumerate(rows)])
+    reads: list[int] = []
+    by_keys = live.store.by_keys
+
+    def counted(keys: Any, **options: Any) -> Any:
+        reads.append(len(keys))
+        return by_keys(keys, **options)
+
+    monkeypatch.setattr(live.store, 'by_keys', counted)
+    with ThreadPoolExecutor(1) as pool:
+        with live._writing:
+            # Gone from the store, and not yet from the index.
+            gone = live.store.delete([f'{n}' for n in range(500)])
+            search = pool.submit(top, live, AXES[0], 5)
+            until(lambda: len(reads) >= 3 or search.done(), 20, 'the search finds what is gone')
+            live.keeper.remove(gone)
+        assert [name for name, _ in search.result(20)] == [f'{n}' for n in range(500, 505)]
+
+
 def test_groups_are_told_apart_by_value_and_kind(live: LiveIndex) -> None:
     values: list[Any] = [1, '1', [1], {'a': 1}, 'null', None]
     equal: list[Any] = [True, 1.0, [1.0], {'a': True}]  # as a filter compares
     live.upsert([record(f'{n}', AXES[0], deep={'x': value}) for n, value in enumerate(values + equal)])
     assert len(top(live, AXES[0], group_by='deep__x')) == len(values)
+
+
+@pytest.mark.parametrize(
+    ('group_by', 'groups', 'most'),
+    [('colour', ['red', 'blue', None, [1]], 60), ('mistyped', [None], 50), ('not"named', [None], 3000)],
+)
+def test_fewer_groups_than_asked_for_are_found_without_reading_everything(
+    live: LiveIndex, monkeypatch: pytest.MonkeyPatch, group_by: str, groups: list[Any], most: int
+) -> None:
+    monkeypatch.setattr(sifting, '_DEEP', 30)
+    colours = {0: 'blue', 1: None, 2: [1]}
+    angles = np.linspace(1, 0, 1000)
+    rows = np.stack([np.cos(angles), np.sin(angles), 0 * angles, 0 * angles], axis=1).astype(np.float32)
+    live.upsert([record(f'{n:03}', row, colour=colours.get(n, 'red'), even=n % 2 == 0) for n, row in enumerate(rows)])
+    read: list[int] = []
+    by_keys = live.store.by_keys
+
+    def counted(keys: Any, **options: Any) -> Any:
+        read.extend(keys)
+        return by_keys(keys, **options)
+
+    monkeypatch.setattr(live.store, 'by_keys', counted)
+    found = [json.loads(hit.group) for hit in live.search(AXES[:1], Query(10, group_by=group_by))[0]]
+    assert sorted(found, key=str) == sorted(groups, key=str)
+    assert found[0] == ('red' if group_by == 'colour' else None)
+    assert len(read) <= most
+    even = live.search(AXES[:1], Query(10, compile_filter({'even': True}), group_by=group_by))[0]
+    assert {hit.group for hit in even} == {json.dumps(group) for group in groups if group_by != 'colour' or group}
+    assert all(json.loads(hit.record.tags)['even'] for hit in even)
 
 
 def test_groups_and_filter_and_score_work_together(live: LiveIndex) -> None:

@@ -51,6 +51,14 @@ def no_room(*_: object) -> str:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
+def test_a_service_that_was_started_with_nice_writes_them_too(live: LiveIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: int) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(os, 'setpriority', refused)
+    assert live.snapshot()['documents'] == 3
+
+
 @pytest.mark.parametrize('failures', [1, 2, 5])
 def test_after_any_number_of_failures_the_last_good_snapshot_is_read(
     live: LiveIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failures: int

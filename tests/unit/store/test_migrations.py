@@ -61,6 +61,21 @@ def test_a_later_step_is_taken_alone_and_a_failing_one_leaves_nothing(
     assert 'more' in tables(db)
 
 
+def test_a_step_on_a_full_disk_fails_with_its_own_error(
+    db: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    migrate(db)
+
+    def fail(db: sqlite3.Connection) -> None:
+        # Ends the transaction too, as a full disk does.
+        db.execute('INSERT OR ROLLBACK INTO meta SELECT name, value FROM meta')
+
+    monkeypatch.setattr(migrations, 'STEPS', (*STEPS, fail))
+    with pytest.raises(sqlite3.IntegrityError):
+        migrate(db)
+    assert version(db) == len(STEPS)
+
+
 def test_steps_that_another_connection_has_taken_meanwhile_are_not_taken_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,5 +1,8 @@
 """The store: what is acknowledged is there, what is refused has left nothing behind."""
 
+import errno
+import fcntl
+import gc
 import json
 import os
 import sqlite3
@@ -30,7 +33,7 @@ from clipflow.errors import (
     StorageFull,
 )
 from clipflow.filters import compile_filter
-from clipflow.store import connection
+from clipflow.store import connection, generations
 from clipflow.store.connection import ROLLBACK, WAL
 from clipflow.store.reading import Record
 from clipflow.store.sqlite import Store
@@ -341,6 +344,20 @@ def elsewhere(directory: Path) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout.strip()
 
 
+def test_a_file_system_without_locks_is_not_taken_for_another_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(*_: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, 'flock', no_locks)
+    assert generations.cleared(tmp_path) == tmp_path / 'indexer'
+    with pytest.raises(ReadOnly, match='cannot be written: No locks'), generations.alone(tmp_path):
+        pass
+    with pytest.raises(ReadOnly, match='cannot be locked: No locks'):
+        Store(tmp_path / '0', 'abc', 'm')
+
+
 def test_a_second_process_is_refused_in_one_sentence_until_the_first_has_closed(store: Store, tmp_path: Path) -> None:
     store.upsert([record('a')])
     said = elsewhere(tmp_path / 'store')
@@ -476,6 +493,28 @@ def test_after_a_full_disk_a_restart_finds_the_old_content(open_store: Open) -> 
         store.upsert([record(f'{n}', text='x' * 3000) for n in range(50)])
     store.close()
     assert ids(open_store()) == ['old']
+
+
+def test_a_disk_without_room_to_open_the_database_is_called_full() -> None:
+    error = sqlite3.OperationalError('disk I/O error')
+    error.sqlite_errorcode = sqlite3.SQLITE_IOERR_SHMSIZE
+    with pytest.raises(StorageFull, match='no space is left'), connection.translated():
+        raise error
+
+
+def test_the_connection_of_a_thread_ends_with_it(store: Store) -> None:
+    store.upsert([record('a')])
+
+    def connections() -> int:
+        return len(store._all)
+
+    before = connections()
+    for _ in range(3):
+        thread = threading.Thread(target=store.count)
+        thread.start()
+        thread.join()
+    gc.collect()
+    assert connections() == before
 
 
 def test_after_closing_every_call_is_one_of_our_errors(store: Store) -> None:
