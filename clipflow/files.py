@@ -32,6 +32,11 @@ PICTURES = frozenset(
 """Suffixes of files, or of members of archives, that are taken for pictures."""
 
 
+def located(path: Path) -> Path:
+    """Where it is, the same from whichever folder it is named; links are followed only to know what `..` means."""
+    return path.resolve() if '..' in path.parts else path.absolute()
+
+
 def sync(path: Path) -> None:
     """A file, or the names in a directory, stay after a power cut."""
     descriptor = os.open(path, os.O_RDONLY)

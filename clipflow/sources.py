@@ -6,16 +6,23 @@ roots are compared, and a fetched host must have public addresses only; the conn
 
 import base64
 import binascii
+import contextlib
+import http.client
 import ipaddress
 import socket
+import ssl
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from urllib.parse import unquote, unquote_to_bytes, urljoin, urlsplit
+from urllib.parse import quote, unquote, unquote_to_bytes, urljoin, urlsplit
 
 from clipflow.errors import ForbiddenSource, InvalidDocument, NotFound, Timeout, TooLarge, Unavailable
 
 MAX_REDIRECTS = 3
+_IN_TARGETS = "%/:=&?~#+!$,;'@()*[]"
+_UNICAST = ipaddress.ip_network('2000::/3')
+_NAT64 = ipaddress.ip_network('64:ff9b::/96')
 
 
 class Sources:
@@ -111,53 +118,83 @@ class Sources:
         raise ForbiddenSource(f'the URL redirects more than {MAX_REDIRECTS} times')
 
     def _request(self, uri: str, until: float) -> tuple[bytes, str | None]:
-        import urllib3
-
         parts = urlsplit(uri)
         if parts.scheme not in ('http', 'https') or not parts.hostname:
             raise ForbiddenSource(f'{uri[:80]!r} is not an http: or https: URL')
-        port = parts.port or (443 if parts.scheme == 'https' else 80)
+        secure = parts.scheme == 'https'
+        port = parts.port or (443 if secure else 80)
         address = self._public_address(parts.hostname, port)
-        timeout = urllib3.Timeout(total=max(0.01, until - time.monotonic()))
-        secure = (
-            {'server_hostname': parts.hostname, 'assert_hostname': parts.hostname} if parts.scheme == 'https' else {}
-        )
-        kind = urllib3.HTTPSConnectionPool if secure else urllib3.HTTPConnectionPool
-        target = parts.path or '/'
-        with kind(address, port, timeout=timeout, retries=False, **secure) as pool:
-            try:
-                reply = pool.request(
-                    'GET',
-                    f'{target}?{parts.query}' if parts.query else target,
-                    headers={'Host': parts.netloc.rpartition('@')[2], 'User-Agent': 'clipflow'},
-                    redirect=False,
-                    preload_content=False,
-                    enforce_content_length=True,
-                )
+        target = quote(f'{parts.path or "/"}?{parts.query}' if parts.query else parts.path or '/', safe=_IN_TARGETS)
+        headers = {'Host': parts.netloc.rpartition('@')[2], 'User-Agent': 'clipflow'}
+        connection = http.client.HTTPConnection(parts.hostname, port)
+        try:
+            with _connected(address, port, parts.hostname if secure else None, until) as connection.sock:
+                connection.request('GET', target, headers=headers)
+                reply = connection.getresponse()
                 if reply.status in (301, 302, 303, 307, 308) and reply.headers.get('Location'):
                     return b'', str(reply.headers['Location'])
                 if reply.status != 200:
                     raise NotFound(f'the URL {uri[:80]!r} answers with status {reply.status}')
                 content = bytearray()
-                for block in reply.stream(65536):
+                while block := reply.read(65536):
                     content += block
                     if len(content) > self._max_bytes:
                         raise TooLarge(f'the content of {uri[:80]!r} is larger than {self._max_bytes} bytes')
-                    if time.monotonic() > until:
-                        raise Timeout(f'the URL {uri[:80]!r} took longer than {self._timeout} s')
-                return bytes(content), None
-            except urllib3.exceptions.NewConnectionError:  # a kind of TimeoutError in urllib3 1
-                raise Unavailable(f'the URL {uri[:80]!r} cannot be fetched: no connection') from None
-            except urllib3.exceptions.TimeoutError:
+            if time.monotonic() > until:  # then it may have been cut off, which looks like its end
+                raise TimeoutError
+            if reply.length:
+                raise http.client.IncompleteRead(bytes(content), reply.length)
+            return bytes(content), None
+        except (OSError, http.client.HTTPException) as error:
+            if isinstance(error, TimeoutError) or time.monotonic() > until:
                 raise Timeout(f'the URL {uri[:80]!r} took longer than {self._timeout} s') from None
-            except urllib3.exceptions.HTTPError as error:
-                raise Unavailable(f'the URL {uri[:80]!r} cannot be fetched: {type(error).__name__}') from None
+            raise Unavailable(f'the URL {uri[:80]!r} cannot be fetched: {type(error).__name__}') from None
 
     def _public_address(self, host: str, port: int) -> str:
         try:
             found = {str(item[4][0]) for item in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)}
         except (OSError, UnicodeError):
             raise Unavailable(f'the host {host!r} cannot be found') from None
-        if not found or not all(ipaddress.ip_address(address).is_global for address in found):
+        if not found or not all(map(_is_public, found)):
             raise ForbiddenSource(f'the host {host!r} has no public address; it is not fetched')
         return sorted(found)[0]
+
+
+@contextlib.contextmanager
+def _connected(address: str, port: int, tls_name: str | None, until: float) -> Iterator[socket.socket]:
+    """A connection that is cut off at `until`: the timeout of a socket is that of one read, and a server that sends a
+    byte now and then would be listened to for hours.
+    """
+
+    def left() -> float:
+        return max(0.01, until - time.monotonic())
+
+    def cut() -> None:
+        with contextlib.suppress(OSError):
+            connected.shutdown(socket.SHUT_RDWR)
+
+    with socket.create_connection((address, port), left()) as plain:
+        secure = None
+        if tls_name is not None:
+            context = ssl.create_default_context()
+            secure = context.wrap_socket(plain, server_hostname=tls_name, do_handshake_on_connect=False)
+        with secure or plain as connected:
+            watch = threading.Timer(left(), cut)
+            watch.start()
+            try:
+                if secure is not None:
+                    secure.do_handshake()
+                yield connected
+            finally:
+                watch.cancel()
+
+
+def _is_public(text: str) -> bool:
+    """Whether an address leads to a single host of the internet, also where it only stands for an IPv4 address."""
+    address = ipaddress.ip_address(text)
+    if isinstance(address, ipaddress.IPv6Address):
+        if address in _NAT64:
+            address = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+        elif address not in _UNICAST or address.sixtofour is not None:
+            return False
+    return address.is_global and not address.is_multicast

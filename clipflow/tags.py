@@ -42,6 +42,8 @@ def unsendable(value: Any, depth: int = 0) -> str:
     if depth > _MAX_DEPTH:
         return f'values nested more than {_MAX_DEPTH} levels deep'
     if isinstance(value, dict):
+        if strange := [key for key in value if not isinstance(key, str)]:
+            return f'the name {strange[0]!r}, which is no text'
         value = [*value, *value.values()]
     if isinstance(value, list | tuple):
         return next((reason for item in value if (reason := unsendable(item, depth + 1))), '')
@@ -49,7 +51,9 @@ def unsendable(value: Any, depth: int = 0) -> str:
         return 'half a surrogate pair'
     if isinstance(value, int | float) and not abs(value) <= _LARGEST:
         return 'a number that is not finite, or too large'
-    return ''
+    return (
+        '' if value is None or isinstance(value, str | int | float) else f'a {type(value).__name__}, not a JSON value'
+    )
 
 
 def check_sendable(doc: 'Document') -> None:

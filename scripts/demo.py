@@ -59,7 +59,7 @@ def search(address: str, check: bool) -> None:
 
 def main() -> None:
     """Run the demo."""
-    folder = Path(sys.argv[1]) if len(sys.argv) > 1 and sys.argv[1] else None
+    folder = Path(sys.argv[1]).expanduser() if len(sys.argv) > 1 and sys.argv[1] else None
     if folder is not None:
         paths = [str(folder)]
     else:

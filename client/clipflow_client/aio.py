@@ -28,7 +28,7 @@ from clipflow.errors import (
     Unavailable,
 )
 from clipflow.tags import plain_tags
-from clipflow_client.items import Item, document
+from clipflow_client.items import Item, document, name_of, several
 from clipflow_client.results import Match, Matches, Outcome, matches_of, outcome_of
 
 _METHOD = '/jina.JinaSingleDataRequestRPC/process_single_data'
@@ -66,6 +66,8 @@ class AsyncClient:
             self._channel = grpc.aio.secure_channel(place, grpc.ssl_channel_credentials(), options=_OPTIONS)
         else:
             self._channel = grpc.aio.insecure_channel(place, options=_OPTIONS)
+        if not (api_key.isascii() and api_key.isprintable()):
+            raise InvalidParameter('the API key holds characters that cannot be sent, such as the end of a line')
         self._metadata = (('authorization', f'Bearer {api_key}'),) if api_key else ()
         self._call = self._channel.unary_unary(
             _METHOD, request_serializer=lambda request: request.SerializeToString(), response_deserializer=DataRequest
@@ -95,17 +97,20 @@ class AsyncClient:
 
     async def search_many(self, queries: Sequence[Item], **parameters: Any) -> list[Matches]:
         """The matches of each query."""
-        docs = DocumentArray([document(query) for query in queries])
+        docs = DocumentArray([document(query) for query in several(queries)])
         found = [_sound(doc) for doc in await self.post('/search', docs, parameters)]
         return [matches_of(doc) for doc in found]
 
     async def encode(self, items: Sequence[Item], **parameters: Any) -> NDArray[np.float32]:
         """Embeddings of N items, float32 of unit length, [N, D], in their order."""
-        numbered = [Document(document(item), id=str(position)) for position, item in enumerate(items)]
+        numbered = [Document(document(item), id=str(position)) for position, item in enumerate(several(items))]
         rows: dict[str, NDArray[np.float32]] = {}
         async for reply in self.stream('/encode', numbered, parameters):
-            rows |= {doc.id: _sound(doc).embedding for doc in reply}
-        return np.stack([rows[str(position)] for position in range(len(numbered))])
+            for doc in reply:
+                if _sound(doc).embedding is None:
+                    raise InvalidDocument(f'item {doc.id} has no content')
+                rows[doc.id] = doc.embedding
+        return np.stack([rows[doc.id] for doc in numbered]) if numbered else np.empty((0, 0), np.float32)
 
     async def index(self, items: Iterable[Item] | AsyncIterable[Item], **parameters: Any) -> AsyncIterator[Outcome]:
         """Store items, any number of them, in constant memory; yields what became of each, as it is known."""
@@ -115,7 +120,7 @@ class AsyncClient:
 
     async def update(self, tags: dict[str, dict[str, Any]]) -> list[Outcome]:
         """Merge tags into stored documents by id; a value of None removes the tag."""
-        docs = DocumentArray([Document(id=name, tags=patch) for name, patch in tags.items()])
+        docs = DocumentArray([document(Document(id=name, tags=patch)) for name, patch in tags.items()])
         return [outcome_of(doc) for doc in await self.post('/update', docs)]
 
     async def get(self, ids: Sequence[str], **parameters: Any) -> dict[str, Document]:
@@ -124,12 +129,12 @@ class AsyncClient:
         Raises:
             ClipflowError: a shard that keeps one of them is away.
         """
-        reply = await self.post('/get', DocumentArray(), {'ids': list(ids), **parameters})
+        reply = await self.post('/get', DocumentArray(), {'ids': list(several(ids)), **parameters})
         return {doc.id: _sound(doc) for doc in reply if not isinstance(wire.error_of(doc), NotFound)}
 
     async def delete(self, ids: Sequence[str] = (), filter: dict[str, Any] | None = None) -> int:
         """Delete by ids, by a filter or both; returns how many documents are gone."""
-        parameters = {'ids': list(ids)} | ({'filter': filter} if filter is not None else {})
+        parameters = {'ids': list(several(ids))} | ({'filter': filter} if filter is not None else {})
         reply = await self.post('/delete', DocumentArray(), parameters)
         return int(_sound(reply[0]).tags['deleted'])
 
@@ -235,13 +240,14 @@ class AsyncClient:
     ) -> AsyncIterator[DocumentArray]:
         """Send items in requests of up to `batch` Documents or 2 MB, `window` of them at once; replies as they come.
 
-        Items that cannot become Documents come back with an error, like those that the service refuses.
+        Items that cannot become Documents, or are too large for a request, come back with an error, like those that the
+        service refuses.
         """
         running: set[asyncio.Task[DocumentArray]] = set()
         refused = DocumentArray()
         try:
-            async for docs in _batches(items, batch, refused):
-                running.add(asyncio.create_task(self.post(endpoint, docs, parameters)))
+            async for docs in _batches(several(items), batch, refused):
+                running.add(asyncio.create_task(self._sent(endpoint, docs, parameters)))
                 if len(running) >= window:
                     done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
                     for task in done:
@@ -256,6 +262,19 @@ class AsyncClient:
             for task in running:
                 task.cancel()
 
+    async def _sent(self, endpoint: str, docs: DocumentArray, parameters: dict[str, Any] | None) -> DocumentArray:
+        """As `post`, but what makes a request too large is the fault of single Documents, and theirs alone."""
+        try:
+            return await self.post(endpoint, docs, parameters)
+        except TooLarge as error:
+            if len(docs) == 1:
+                refused = Document(id=docs[0].id)
+                wire.fail(refused, error, 'client')
+                return DocumentArray([refused])
+        return DocumentArray(
+            [doc for one in docs for doc in await self._sent(endpoint, DocumentArray([one]), parameters)]
+        )
+
     async def _once(
         self, endpoint: str, docs: DocumentArray, parameters: dict[str, Any], until: float
     ) -> DocumentArray:
@@ -267,6 +286,8 @@ class AsyncClient:
             request.data.docs = docs
         except UnicodeEncodeError:
             raise InvalidParameter('a text of the request holds half a surrogate pair, which cannot be sent') from None
+        except (TypeError, ValueError) as error:  # what protobuf raises
+            raise InvalidParameter(f'the request holds a value that JSON does not know: {error.args[-1]}') from None
         try:
             left = max(0.001, until - time.monotonic())
             reply = await self._call(request, timeout=left, metadata=self._metadata)
@@ -322,7 +343,7 @@ async def _batches(
         try:
             doc = document(item)
         except InvalidDocument as error:
-            refused.append(Document(id=item.id if isinstance(item, Document) else str(item)[:100]))
+            refused.append(Document(id=name_of(item)))
             wire.fail(refused[-1], error, 'client')
             continue
         weight = len(doc.blob or b'') + (doc.tensor.nbytes if isinstance(doc.tensor, np.ndarray) else 0)

@@ -4,8 +4,10 @@ So it also works inside a notebook, where a loop is running already, and from ma
 """
 
 import asyncio
+import queue
 import threading
-from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
+from concurrent.futures import CancelledError, Future
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -15,10 +17,12 @@ from numpy.typing import NDArray
 
 from clipflow.clicks import Feedback
 from clipflow_client.aio import AsyncClient
-from clipflow_client.items import Item
+from clipflow_client.items import Item, several
 from clipflow_client.results import Match, Matches, Outcome
 
 T = TypeVar('T')
+_GONE = 'the client is closed, or was made before this process was forked; make another one'
+_END: Any = object()
 
 
 class Client:
@@ -28,6 +32,7 @@ class Client:
         self, address: str = '127.0.0.1:51000', *, timeout: float = 120.0, retries: int = 8, api_key: str = ''
     ) -> None:
         self._loop = asyncio.new_event_loop()
+        self._loop.set_exception_handler(_report)
         self._thread = threading.Thread(target=self._loop.run_forever, name='clipflow-client', daemon=True)
         self._thread.start()
         self._client = self._wait(_make(address, timeout, retries, api_key))
@@ -39,9 +44,9 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Close the channel and end the thread."""
-        if not self._loop.is_closed():
-            self._wait(self._client.close())
+        """Close the channel and end the thread; whoever waits for an answer gets a RuntimeError."""
+        if self._thread.is_alive():
+            self._wait(_end(self._client))
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
             self._loop.close()
@@ -63,8 +68,12 @@ class Client:
         return list(self.index_iter(items, **parameters))
 
     def index_iter(self, items: Iterable[Item], **parameters: Any) -> Iterator[Outcome]:
-        """Store items, any number of them, in constant memory; yields what became of each, as it is known."""
-        return self._each(self._client.index(items, **parameters))
+        """Store items, any number of them, in constant memory; yields what became of each, as it is known.
+
+        The items are taken in the thread that asks for the outcomes, and while it does so.
+        """
+        handed = _Handed(several(items))
+        return self._each(self._client.index(handed, **parameters), handed.serve)
 
     def update(self, tags: dict[str, dict[str, Any]]) -> list[Outcome]:
         """See `AsyncClient.update`."""
@@ -119,20 +128,68 @@ class Client:
         """See `AsyncClient.post`."""
         return self._wait(self._client.post(endpoint, docs, parameters))
 
-    def _each(self, items: AsyncIterator[T]) -> Iterator[T]:
+    def _each(self, items: AsyncIterator[T], meanwhile: Callable[[Future[Any]], None] | None = None) -> Iterator[T]:
         try:
-            while (item := self._wait(_next(items))) is not None:
+            while (item := self._wait(_next(items), meanwhile)) is not None:
                 yield item
         finally:
-            self._wait(items.aclose())  # type: ignore[attr-defined]
+            if self._thread.is_alive():
+                self._wait(items.aclose())  # type: ignore[attr-defined]
 
-    def _wait(self, call: Coroutine[Any, Any, T]) -> T:
+    def _wait(self, call: Coroutine[Any, Any, T], meanwhile: Callable[[Future[Any]], None] | None = None) -> T:
+        if not self._thread.is_alive():
+            call.close()
+            raise RuntimeError(_GONE)
         future = asyncio.run_coroutine_threadsafe(call, self._loop)
         try:
+            if meanwhile is not None:
+                meanwhile(future)
             return future.result()
+        except CancelledError:
+            raise RuntimeError(_GONE) from None
         except BaseException:
             future.cancel()
             raise
+
+
+class _Handed:
+    """Items for the loop from the thread that waits for it: they may come from a database, or from this client."""
+
+    def __init__(self, items: Iterable[Item]) -> None:
+        self._items = iter(items)
+        self._asked: queue.SimpleQueue[Future[Any]] = queue.SimpleQueue()
+
+    async def __aiter__(self) -> AsyncIterator[Item]:
+        while True:
+            wish: Future[Any] = Future()
+            self._asked.put(wish)
+            if (item := await asyncio.wrap_future(wish)) is _END:
+                return
+            yield item
+
+    def serve(self, answer: Future[Any]) -> None:
+        """Hand over items, as they are asked for, until there is an answer."""
+        answer.add_done_callback(self._asked.put)
+        while (wish := self._asked.get()) is not answer:
+            try:
+                wish.set_result(next(self._items, _END))
+            except Exception as error:
+                wish.set_exception(error)
+
+
+async def _end(client: AsyncClient) -> None:
+    """Close a client, and give up what waits for its next attempt."""
+    await client.close()
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
+
+
+def _report(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """gRPC wakes the loops of all clients of a process; those for which there is nothing raise this."""
+    if not isinstance(context.get('exception'), BlockingIOError):
+        loop.default_exception_handler(context)
 
 
 async def _make(address: str, timeout: float, retries: int, api_key: str) -> AsyncClient:

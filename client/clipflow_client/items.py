@@ -2,13 +2,14 @@
 
 import os
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from docarray import Document
 from numpy.typing import NDArray
 
-from clipflow.errors import InvalidDocument
+from clipflow.errors import InvalidDocument, InvalidParameter
+from clipflow.files import located
 from clipflow.tags import check_sendable, unsendable
 
 Item: TypeAlias = str | os.PathLike[str] | bytes | NDArray[Any] | Document
@@ -16,6 +17,15 @@ Item: TypeAlias = str | os.PathLike[str] | bytes | NDArray[Any] | Document
 
 An array with one axis is an embedding; one of shape (height, width, 3) is a picture.
 """
+
+T = TypeVar('T')
+
+
+def several(items: T) -> T:
+    """What is given for several items or ids; raises InvalidParameter for one: its letters would be taken for them."""
+    if isinstance(items, str | bytes | os.PathLike | Document):
+        raise InvalidParameter(f'a single {type(items).__name__} is given for several items; put it into a list')
+    return items
 
 
 def document(item: Item) -> Document:
@@ -29,6 +39,13 @@ def document(item: Item) -> Document:
     for one in (doc, *doc.chunks):
         check_sendable(one)
     return doc
+
+
+def name_of(item: Item) -> str:
+    """Of what cannot be sent: the id that it would have had, or else how it begins."""
+    if isinstance(item, Document):
+        return str(item.id)
+    return str(located(Path(item))) if isinstance(item, os.PathLike) else str(item)[:100]
 
 
 def _document(item: Item) -> Document:
@@ -56,6 +73,6 @@ def _file(path: Path) -> Document:
         raise InvalidDocument(f'{path} cannot be read: {error.strerror}') from None
     if not content:
         raise InvalidDocument(f'{path} is empty')
-    name, uri = str(path.absolute()), path.absolute().as_uri()
+    name, uri = str(located(path)), located(path).as_uri()
     # A name may hold bytes that are no text, which the URI escapes.
     return Document(id=uri if unsendable(name) else name, blob=content, uri=uri)

@@ -62,6 +62,9 @@ class Room(Executor):  # type: ignore[misc]
             self.settings = self.settings_class.load(**own)
             serving.install(self.works, self.settings.drain_seconds)
             self.log = logs.configure(self.settings.log_format, self.stage)
+            # Of each request that fails Jina writes a line, from which `quiet_error` takes all words.
+            jinas = logging.getLogger(getattr(self.runtime_args, 'name', self.stage))
+            jinas.addFilter(lambda record: record.getMessage() != '')
             self.spec: ModelSpec = load_spec(self.settings.model)
             tracing.start(self.settings.otlp_endpoint, self.stage)
             self.work: WorkQueue

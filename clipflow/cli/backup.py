@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from clipflow.cli.service import warn
+
 if TYPE_CHECKING:
     from clipflow.backup.contents import Moved
     from clipflow.backup.target import Target
@@ -59,13 +61,24 @@ def _backup(given: argparse.Namespace) -> int:
 
 
 def _list(target: 'Target') -> int:
-    from clipflow.backup.take import listed
+    """All of them; 1 if one cannot be read."""
+    from clipflow.backup.manifest import Manifest
+    from clipflow.backup.take import complete
+    from clipflow.errors import ClipflowError
 
-    for backup in listed(target):
-        told = backup.manifest
+    code, found = 0, complete(target)
+    if not found:
+        warn(f'there is no complete backup in {target.address}')
+    for name, data in found.items():
+        try:
+            told = Manifest.parse(data, target.at(name).address)
+        except ClipflowError as error:
+            warn(error.message)
+            code = 1
+            continue
         part = '' if len(told.shards) == told.of else f', shard {", ".join(map(str, told.shards))} of {told.of}'
-        print(f'{backup.name}  {told.documents:,} documents, {_size(told.size)}, {told.model.name or "no model"}{part}')
-    return 0
+        print(f'{name}  {told.documents:,} documents, {_size(told.size)}, {told.model.name or "no model"}{part}')
+    return code
 
 
 def _restore(given: argparse.Namespace) -> int:

@@ -6,7 +6,7 @@ import contextlib
 import csv
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,8 @@ from clipflow.cli.collection import progress
 from clipflow.cli.index import walk
 from clipflow.cli.service import add_address, api_key, opened, prepare, warn
 from clipflow.cli.sheet import Sheet
-from clipflow.errors import ClipflowError, Conflict, InvalidDocument, InvalidParameter, NotFound, TooLarge
+from clipflow.errors import ClipflowError, Conflict, InvalidDocument, InvalidParameter, NotFound
+from clipflow.files import located
 
 if TYPE_CHECKING:
     from docarray import Document
@@ -69,8 +70,9 @@ def run(given: argparse.Namespace) -> int:
         raise InvalidParameter('for a folder, name the CSV file of the classes with --csv')
     if given.plot is not None:
         charts.check(given.plot)
-    folder = given.path.absolute()
-    files = {path.relative_to(folder).as_posix(): path for path in walk(folder)}
+    folder = located(given.path)
+    found = walk(folder, lambda path, reason: warn(f'{path}: {reason}'))
+    files = {path.relative_to(folder).as_posix(): path for path in found}
     if not files:
         raise NotFound(f'{given.path} holds no pictures')
     with contextlib.closing(Sheet(given.csv, given.key)) as sheet:
@@ -155,10 +157,12 @@ class Work:
         """Classify what is to do and print what came of it; the exit code."""
         again = 'the same command goes on where this one stopped'
         code = 0
+        prepare()  # not `opened`, which would bring an event loop of its own
         # Before the loop runs: importing Jina takes Ctrl-C away from it.
-        kind = _patient(self._fail)
+        from clipflow_client import AsyncClient
+
         try:
-            asyncio.run(self._all(kind))
+            asyncio.run(self._all(AsyncClient))
         except KeyboardInterrupt:
             warn(f'interrupted; {again}')
             code = 130
@@ -295,29 +299,3 @@ class Work:
         reason = error.message.removeprefix(f'{place!r}: ').removeprefix(f'{self.files[name]} ')
         self.failed.append((name, reason))
         self._moved(1)
-
-
-def _patient(fail: Callable[[str, ClipflowError], None]) -> 'type[AsyncClient]':
-    """A client that sends a request that is too large again, picture by picture, so that only the one at fault fails.
-
-    Args:
-        fail: is told the id of a picture that is too large alone; it is not in the reply.
-    """
-    prepare()  # not `opened`, which would bring an event loop of its own
-    from docarray import DocumentArray
-
-    from clipflow_client import AsyncClient
-
-    class Patient(AsyncClient):
-        async def post(self, endpoint: str, docs: DocumentArray, parameters: Any = None) -> DocumentArray:
-            try:
-                return await super().post(endpoint, docs, parameters)
-            except TooLarge as error:
-                if len(docs) == 1:
-                    fail(docs[0].id, error)
-                if len(docs) <= 1:
-                    return DocumentArray()
-            parts = [await self.post(endpoint, DocumentArray([doc]), parameters) for doc in docs]
-            return DocumentArray([doc for part in parts for doc in part])
-
-    return Patient

@@ -86,6 +86,10 @@ def _rank(given: argparse.Namespace) -> 'Rank':
     from clipflow.bulk.embed import runner
 
     if given.distributed:
+        if given.rank is not None or given.world_size is not None:
+            raise InvalidParameter(
+                '--distributed reads the rank from the environment; leave out --rank and --world-size'
+            )
         device = runner.own_device(os.environ)
         if device is not None:
             os.environ['CUDA_VISIBLE_DEVICES'] = device

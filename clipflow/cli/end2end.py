@@ -51,16 +51,18 @@ def run(given: argparse.Namespace) -> int:
     folder = given.out.absolute()
     if folder.exists() and not folder.is_dir():
         raise InvalidParameter(f'{folder} is a file; name a folder')
-    if given.model:
-        os.environ['CLIPFLOW_MODEL'] = given.model
+    if model := given.model or os.environ.get('CLIPFLOW_MODEL'):
+        # The service may be started anywhere.
+        os.environ['CLIPFLOW_MODEL'] = os.path.abspath(model) if os.path.isdir(model) else model
     pattern = given.input if '://' in given.input else os.path.abspath(os.path.expanduser(given.input))
     columns = Columns(given.image_column, given.caption_column)
     source = urls.opened(pattern, columns)
     options = [f'{name}={value}' for name, value in columns.options().items()]
     options += ['--keep-plan'] if given.keep_plan else []
     if source is not None:
+        kept = columns.options() | ({'--image-size': str(given.image_size)} if given.image_size else {})
         try:
-            _fetch(given, folder, urls.prepared(folder / 'urls', pattern, source, columns))
+            _fetch(given, folder, urls.prepared(folder / 'urls', pattern, source, kept))
         except KeyboardInterrupt:
             warn('interrupted; the same command goes on where this one stopped')
             return 130

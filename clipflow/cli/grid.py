@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 
+from clipflow.errors import InvalidParameter
+
 if TYPE_CHECKING:
     from clipflow_client import Match
 
@@ -21,6 +23,9 @@ def save(rows: Sequence[tuple[str, Sequence['Match']]], path: Path, columns: int
     """Draw titled rows of matches (as many lines as they need at `columns` a line) and save the picture.
 
     The kind of file follows the suffix of `path`.
+
+    Raises:
+        InvalidParameter: there is no such kind, or it cannot be written there.
     """
     lines = [(title, list(matches[start : start + columns]), start)
              for title, matches in rows for start in range(0, max(1, len(matches)), columns)]  # fmt: skip
@@ -38,7 +43,12 @@ def save(rows: Sequence[tuple[str, Sequence['Match']]], path: Path, columns: int
             _cell(sheet, match, left, top)
             draw.text((left, top + _CELL + 6), f'{match.score:.3f}  {_name(match)}', _INK, small)
         top += _CELL + _CAPTION + _GAP
-    sheet.save(path)
+    try:
+        sheet.save(path)
+    except ValueError:
+        raise InvalidParameter(f'{path}: the suffix says no kind of picture; take .png') from None
+    except OSError as error:
+        raise InvalidParameter(f'{path} cannot be written: {error.strerror or error}') from None
 
 
 def _cell(sheet: Image.Image, match: 'Match', left: int, top: int) -> None:

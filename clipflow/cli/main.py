@@ -77,6 +77,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return 0
+    except OSError as error:
+        print(f'clipflow: {error}', file=sys.stderr)
+        return 1
 
 
 if __name__ == '__main__':

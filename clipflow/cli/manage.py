@@ -5,7 +5,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from clipflow.cli.index import identifier
 from clipflow.cli.service import add_address, opened
+from clipflow.files import located
 
 
 def add_commands(commands: Any) -> None:
@@ -43,11 +45,13 @@ def delete_documents(given: argparse.Namespace) -> int:
 
     if not given.ids and given.filter is None and not given.all:
         raise InvalidParameter('say what to delete: ids, --filter or --all')
+    if given.all and (given.ids or given.filter is not None):
+        raise InvalidParameter('--all deletes everything; leave it out to delete by ids or --filter')
     try:
         matching = None if given.filter is None else json.loads(given.filter)
     except ValueError as error:
         raise InvalidFilter(f'--filter is not JSON: {error}') from None
-    ids = [name for given_name in given.ids for name in (given_name, str(Path(given_name).absolute()))]
+    ids = [name for given_name in given.ids for name in (given_name, identifier(located(Path(given_name))))]
     with opened(given) as client:
         count = client.clear() if given.all else client.delete(list(dict.fromkeys(ids)), matching)
     print(f'{count} deleted')

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipflow.cli.service import add_address, opened
+from clipflow.cli.service import add_address, opened, warn
 
 if TYPE_CHECKING:
     from clipflow_client import Match
@@ -59,6 +59,8 @@ def run(given: argparse.Namespace) -> int:
     parameters['include'] = ['tags', 'uri', *(name for name, wanted in further.items() if wanted)]
     with opened(given) as client:
         matches = client.search(given.image if given.image is not None else given.text, **parameters)
+    if matches.partial:
+        warn('a shard of the collection was away; what it keeps is missing here')
     if given.json:
         print(json.dumps([_plain(match) for match in matches], ensure_ascii=False, indent=2))
     else:

@@ -126,6 +126,8 @@ def clip_scores(doc: Document, scale: float) -> None:
     """
     if not doc.matches:
         raise InvalidDocument(f'{doc.id!r}: /rank orders the matches of a document, and this one has none')
+    if doc.embedding is None:
+        raise InvalidDocument(f'{doc.id!r}: has no content to which its matches could be compared')
     fit = [match for match in doc.matches if match.embedding is not None]
     unfit = [match for match in doc.matches if match.embedding is None]
     if fit:

@@ -112,7 +112,7 @@ ALLOWED: dict[str, set[str]] = {
         'records',
         'index',
     },
-    'client': {'errors', 'tags', 'clicks', 'wire'},
+    'client': {'errors', 'tags', 'files', 'clicks', 'wire'},
     'cli': {
         'access',
         'deploy',

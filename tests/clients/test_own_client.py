@@ -19,6 +19,19 @@ from clipflow.errors import InvalidFilter, Unavailable, UnsupportedMedia
 from clipflow_client import AsyncClient, Client
 from service import Service, free_port, picture, png, until
 
+# `clipflow index` that takes its time after the first hundred files, so that it is not through when it is interrupted.
+_SLOWLY = """
+import sys, time
+from clipflow.cli import index, main
+read = index._documents
+def slowly(*given):
+    for number, doc in enumerate(read(*given)):
+        time.sleep(0.1 if number >= 100 else 0)
+        yield doc
+index._documents = slowly
+sys.exit(main.main(sys.argv[1:]))
+"""
+
 
 def _run(service: Service, *arguments: str) -> 'subprocess.CompletedProcess[str]':
     command = [sys.executable, '-W', 'ignore', '-m', 'clipflow.cli.main', arguments[0], '--host', service.grpc]
@@ -75,13 +88,16 @@ def test_an_interrupted_index_goes_on_where_it_stopped(fake: Service, tmp_path: 
     folder.mkdir()
     for number in range(400):
         (folder / f'{number}.png').write_bytes(png((number % 256, number // 256, 7), (300, 200)))
-    command = [sys.executable, '-W', 'ignore', '-m', 'clipflow.cli.main', 'index', '--host', fake.grpc, '--quiet']
-    process = subprocess.Popen(
+    command = [sys.executable, '-W', 'ignore', '-c', _SLOWLY, 'index', '--host', fake.grpc, '--quiet']
+    with subprocess.Popen(
         [*command, str(folder)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    until(fake.stored_ids, 60, 'something is stored')
-    os.killpg(process.pid, signal.SIGINT)
-    out, told = process.communicate(timeout=30)
+    ) as process:
+        try:
+            until(fake.stored_ids, 120, 'something is stored')
+            os.killpg(process.pid, signal.SIGINT)
+            out, told = process.communicate(timeout=120)
+        finally:
+            process.kill()  # else it would go on while other tests use the service
     assert process.returncode == 130
     assert 'the same command goes on where this one stopped' in told
     assert 'Traceback' not in told
@@ -143,7 +159,8 @@ def test_the_command_line_indexes_skips_searches_and_deletes(fake: Service, tmp_
 
 
 def test_wrong_calls_and_a_missing_service_are_one_sentence(fake: Service) -> None:
-    wrong = subprocess.run([sys.executable, '-m', 'clipflow.cli.main', 'serch'], capture_output=True, check=False)
+    command = [sys.executable, '-m', 'clipflow.cli.main', 'serch']
+    wrong = subprocess.run(command, capture_output=True, check=False, timeout=120)
     assert wrong.returncode == 2
     refused = _run(fake, 'search', 'a cat', '--filter', 'no json')
     assert refused.returncode == 1

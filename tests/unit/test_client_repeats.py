@@ -1,73 +1,24 @@
 """What our client sends again, against a server whose answers the test chooses."""
 
+import datetime
 import os
-from collections.abc import Callable, Iterator
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
-import grpc
+import numpy as np
 import pytest
 from docarray import Document, DocumentArray
-from jina.proto.jina_pb2 import StatusProto
-from jina.types.request.data import DataRequest
 
-from clipflow import wire
 from clipflow.cli.main import main
-from clipflow.errors import InvalidDocument, InvalidParameter, NotFound, Unavailable
-from clipflow_client import Client
-from service import png
-
-Answer = Callable[[DocumentArray], DocumentArray]
-
-
-class Server:
-    """Answers one request after the other as it is told; an exception is the error of the whole request."""
-
-    def __init__(self) -> None:
-        self.answers: list[Answer | Exception] = []
-        self.asked: list[list[str]] = []
-        handler = grpc.unary_unary_rpc_method_handler(self._answer)
-        service = grpc.method_handlers_generic_handler(
-            'jina.JinaSingleDataRequestRPC', {'process_single_data': handler}
-        )
-        self._server = grpc.server(ThreadPoolExecutor(2))
-        self._server.add_generic_rpc_handlers((service,))
-        self.address = f'127.0.0.1:{self._server.add_insecure_port("127.0.0.1:0")}'
-        self._server.start()
-
-    def _answer(self, data: bytes, context: object) -> bytes:
-        request = DataRequest(data)
-        self.asked.append([doc.id for doc in request.docs])
-        answer, reply = self.answers.pop(0), DataRequest()
-        if isinstance(answer, Exception):
-            reply.header.status.code = StatusProto.ERROR
-            reply.header.status.description = repr(answer)
-        else:
-            reply.data.docs = answer(request.docs)
-        return bytes(reply.SerializeToString())
-
-    def stop(self) -> None:
-        self._server.stop(None)
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    server = Server()
-    yield server
-    server.stop()
-
-
-def failing(**errors: Exception) -> Answer:
-    """Documents come back as they are, some of them with an error."""
-
-    def answer(docs: DocumentArray) -> DocumentArray:
-        for doc in docs:
-            if doc.id in errors:
-                wire.fail(doc, errors[doc.id], 'indexer')
-        return docs
-
-    return answer
+from clipflow.errors import InvalidDocument, InvalidParameter, NotFound, TooLarge, Unavailable
+from clipflow_client import Client, Item
+from service import png, until
+from unit.answering import Server, failing
 
 
 def test_only_documents_whose_error_may_pass_are_sent_again(server: Server) -> None:
@@ -189,3 +140,130 @@ def test_what_must_not_be_done_twice_is_sent_once(server: Server) -> None:
     with Client(server.address) as client, pytest.raises(Unavailable):
         client.post('/feedback', DocumentArray([Document(text='a')]), {'shown': ['x'], 'clicked': ['x']})
     assert len(server.asked) == 1
+
+
+def test_what_is_too_large_for_a_request_fails_alone(server: Server) -> None:
+    too_large = TooLarge('the request has too many bytes')
+    server.answers = [too_large, failing(), too_large, failing()]
+    with Client(server.address) as client:
+        outcomes = client.index([Document(id=name, text=name) for name in 'abc'])
+    assert server.asked == [['a', 'b', 'c'], ['a'], ['b'], ['c']]
+    assert [(one.id, type(one.error)) for one in outcomes] == [('a', type(None)), ('b', TooLarge), ('c', type(None))]
+
+
+@pytest.mark.parametrize('value', [np.int64(1), np.bool_(True), b'x', datetime.date(2026, 1, 1), {1}, {1: 'x'}])
+def test_what_json_does_not_know_is_refused_alone_and_named(server: Server, value: object) -> None:
+    server.answers = [failing()]
+    docs = [Document(id='a', text='a'), Document(id='bad', text='x', tags={'n': value}), Document(id='b', text='b')]
+    with Client(server.address) as client:
+        failed = {one.id: one.error for one in client.index(docs) if one.error is not None}
+        for ask in (
+            lambda: client.search('a', filter={'n': value}),
+            lambda: client.update({'a': {'n': value}}),
+            lambda: client.post('/index', DocumentArray(docs)),
+        ):
+            with pytest.raises((InvalidDocument, InvalidParameter)):
+                ask()
+    assert server.asked == [['a', 'b']]
+    assert list(failed) == ['bad']
+    assert isinstance(failed['bad'], InvalidDocument)
+
+
+def test_items_are_taken_in_the_thread_that_waits_so_they_may_come_from_there(server: Server) -> None:
+    server.answers = [failing()] * 4  # three questions, and what they lead to
+    table = sqlite3.connect(':memory:')  # which refuses every other thread
+    with Client(server.address) as client:
+        found = (row[0] for row in table.execute("SELECT 'a' UNION SELECT 'b' UNION SELECT 'c'"))
+        outcomes = client.index(Document(id=name, text=str(len(client.get([name])))) for name in found)
+    assert [one.id for one in outcomes] == ['a', 'b', 'c']
+    table.close()
+
+
+def test_what_items_raise_comes_out_where_the_outcomes_are_asked_for(server: Server) -> None:
+    def items() -> Iterator[Document]:
+        yield Document(text='a')
+        raise KeyError('mine')
+
+    with Client(server.address) as client:
+        with pytest.raises(KeyError, match='mine'):
+            client.index(items())
+        server.answers = [failing()]
+        assert [one.id for one in client.index([Document(id='b', text='b')])] == ['b']
+
+
+def test_embeddings_of_nothing_are_none_and_those_of_no_content_an_error(server: Server) -> None:
+    server.answers = [failing()]
+    with Client(server.address) as client:
+        assert client.encode([]).shape == (0, 0)
+        with pytest.raises(InvalidDocument, match='item 0 has no content'):
+            client.encode([Document()])
+
+
+def test_a_file_that_cannot_be_read_has_the_id_that_it_would_have_had(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with Client(server.address) as client:
+        assert [one.id for one in client.index([Path('x' * 150 + '.png')])] == [f'{tmp_path}/{"x" * 150}.png']
+
+
+@pytest.mark.parametrize('single', ['a cat', b'bytes', Path('cat.jpg'), Document(text='a')])
+def test_a_single_item_is_not_taken_apart(server: Server, single: Item) -> None:
+    with Client(server.address) as client:
+        for call in (client.index, client.encode, client.search_many, client.get, client.delete):
+            with pytest.raises(InvalidParameter, match='put it into a list'):
+                call(single)  # type: ignore[operator]
+    assert server.asked == []
+
+
+def test_who_waits_when_the_client_is_closed_or_asks_after_that_is_told(server: Server) -> None:
+    client = Client(server.address)
+    server.answers = [Unavailable('away')] * 9
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(client.search, 'a')
+        until(lambda: len(server.asked) > 1, 30, 'it is asked again')
+        client.close()
+        with pytest.raises(RuntimeError, match='the client is closed'):
+            waiting.result(timeout=30)
+    client.close()
+    with pytest.raises(RuntimeError, match='the client is closed'):
+        client.search('a')
+
+
+_FORKED = """
+import os, sys
+from clipflow_client import Client, Item
+client = Client('127.0.0.1:1')
+if os.fork() == 0:
+    try:
+        with client:
+            client.search('a')
+    except RuntimeError as error:
+        print(error, flush=True)
+    os._exit(0)
+os.wait()
+"""
+
+
+def test_a_client_in_a_fork_says_so_and_does_not_wait_for_ever() -> None:
+    told = subprocess.run(
+        [sys.executable, '-W', 'ignore', '-c', _FORKED], check=False, capture_output=True, text=True, timeout=120
+    )
+    assert 'before this process was forked' in told.stdout
+
+
+def test_two_clients_in_one_process_complain_of_nothing(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    server.answers = [failing()] * 400
+    with Client(server.address) as one, Client(server.address) as other, ThreadPoolExecutor(2) as pool:
+        for client in (one, other):
+            pool.submit(
+                lambda client=client: [client.post('/', DocumentArray([Document(text='a')])) for _ in range(200)]
+            )
+    assert not server.answers
+    assert not caplog.records
+
+
+def test_a_key_that_cannot_be_sent_is_an_error_of_ours() -> None:
+    for key in ('key\n', 'schl\u00fcssel'):
+        with pytest.raises(InvalidParameter, match='API key'):
+            Client('127.0.0.1:1', api_key=key)

@@ -2,8 +2,12 @@
 
 import base64
 import os
+import shutil
 import socket
+import ssl
+import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -21,7 +25,7 @@ from clipflow.errors import (
     TooLarge,
     Unavailable,
 )
-from clipflow.sources import MAX_REDIRECTS, Sources
+from clipflow.sources import MAX_REDIRECTS, Sources, _is_public
 
 CONTENT = b'\xff\xd8 a picture \x00\x01'
 
@@ -178,12 +182,24 @@ def test_nothing_is_fetched_unless_that_is_switched_on(uri: str) -> None:
         '[fd00::1]',
         '[::ffff:127.0.0.1]',
         '[::ffff:10.0.0.1]',
+        '[::127.0.0.1]',
+        '[::ffff:0:127.0.0.1]',
+        '[64:ff9b::7f00:1]',
+        '[2002:7f00:1::1]',
+        '[fec0::1]',
+        '[ff02::1]',
+        '224.0.0.1',
         'user:secret@127.0.0.1',
     ],
 )
 def test_private_addresses_are_refused_in_every_spelling(host: str) -> None:
     with pytest.raises(ForbiddenSource, match='no public address'):
         sources(allow_http=True).read(f'http://{host}:1/a.jpg')
+
+
+def test_a_public_address_may_come_through_nat64() -> None:
+    assert _is_public('64:ff9b::0808:0808')
+    assert _is_public('2606:4700::1111')
 
 
 @pytest.mark.parametrize(
@@ -219,7 +235,7 @@ class Site:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """/ok, /empty, /huge (endless), /status?code=, /to?url=, /echo/..."""
+    """/ok, /empty, /huge (endless), /drip?after= (a byte now and then), /status?code=, /to?url=, /echo/..."""
 
     protocol_version = 'HTTP/1.1'
 
@@ -240,6 +256,14 @@ class Handler(BaseHTTPRequestHandler):
                     self.wfile.write(b'x' * 65536)
             except OSError:
                 return
+        elif parts.path == '/drip':
+            self.wfile.write(query.get('after', [''])[0].encode())
+            self.close_connection = True
+            while not self.server.ended.wait(0.05):  # type: ignore[attr-defined]
+                try:
+                    self.wfile.write(b'x')
+                except OSError:
+                    return
         elif parts.path == '/short':
             self.send_response(200)
             self.send_header('Content-Length', '100')
@@ -264,6 +288,7 @@ class Handler(BaseHTTPRequestHandler):
 def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     server = ThreadingHTTPServer(('127.0.0.1', 0), Handler)
     server.daemon_threads = True
+    server.ended = threading.Event()  # type: ignore[attr-defined]
     found = Site(server.server_port)
     server.hosts = found.hosts  # type: ignore[attr-defined]
     thread = threading.Thread(target=server.serve_forever, kwargs={'poll_interval': 0.01})
@@ -275,6 +300,7 @@ def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
 
     monkeypatch.setattr(Sources, '_public_address', address)
     yield found
+    server.ended.set()  # type: ignore[attr-defined]
     server.shutdown()
     thread.join()
     server.server_close()
@@ -365,6 +391,52 @@ def test_a_redirect_that_cannot_be_parsed_is_one_of_our_errors(site: Site, targe
 def test_a_server_that_does_not_answer_is_a_timeout() -> None:
     with socket.create_server(('127.0.0.1', 0)) as silent, pytest.raises(Timeout):
         sources(allow_http=True, timeout=0.05).read(f'http://pictures.example:{silent.getsockname()[1]}/ok')
+
+
+@pytest.mark.parametrize(
+    'head',
+    ['', 'HTTP/1.1 200 OK\r\nX: ', 'HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\n', 'HTTP/1.0 200 OK\r\n\r\n'],
+)
+def test_a_server_that_sends_a_byte_now_and_then_is_not_listened_to_for_longer(site: Site, head: str) -> None:
+    begun = time.monotonic()
+    with pytest.raises(Timeout):
+        sources(allow_http=True, timeout=0.3).read(site.url('/drip?after=' + quote(head)))
+    assert time.monotonic() - begun < 10
+
+
+@pytest.mark.skipif(shutil.which('openssl') is None, reason='openssl makes the certificate, and is not installed')
+def test_a_certificate_is_checked(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    key, certificate = tmp_path / 'key.pem', tmp_path / 'certificate.pem'
+    command = [
+        'openssl',
+        'req',
+        '-x509',
+        '-newkey',
+        'rsa:2048',
+        '-nodes',
+        '-days',
+        '2',
+        '-subj',
+        '/CN=pictures.example',
+    ]
+    command += ['-addext', 'subjectAltName=DNS:pictures.example', '-keyout', str(key), '-out', str(certificate)]
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    secure = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    secure.load_cert_chain(certificate, key)
+    server = ThreadingHTTPServer(('127.0.0.1', 0), Handler)
+    server.hosts = []  # type: ignore[attr-defined]
+    server.socket = secure.wrap_socket(server.socket, server_side=True)
+    threading.Thread(target=server.serve_forever, kwargs={'poll_interval': 0.01}, daemon=True).start()
+    try:
+        with pytest.raises(Unavailable, match='SSLCertVerificationError'):
+            sources(allow_http=True).read(f'https://pictures.example:{server.server_port}/ok')
+        monkeypatch.setenv('SSL_CERT_FILE', str(certificate))
+        assert sources(allow_http=True).read(f'https://pictures.example:{server.server_port}/ok') == CONTENT
+        with pytest.raises(Unavailable, match='SSLCertVerificationError'):
+            sources(allow_http=True).read(f'https://other.example:{server.server_port}/ok')
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 @pytest.mark.usefixtures('site')

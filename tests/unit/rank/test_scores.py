@@ -146,6 +146,8 @@ def test_a_candidate_that_failed_goes_last_and_keeps_its_error() -> None:
 def test_nothing_to_order_is_an_error_of_the_document() -> None:
     with pytest.raises(InvalidDocument, match="'q'"):
         clip_scores(query(), 100.0)
+    with pytest.raises(InvalidDocument, match="'q': has no content"):
+        clip_scores(Document(id='q', matches=DocumentArray([candidate('a', [1, 0])])), 100.0)
 
 
 def test_near_duplicates_of_several_shards_leave_the_best_and_their_vectors_stay_behind() -> None:
