@@ -9,6 +9,9 @@ import yaml
 from clipflow.errors import InvalidParameter, NotFound
 
 START, END, GATEWAY = 'start-gateway', 'end-gateway', 'gateway'
+_COMMON = {'retries', 'prefetch', 'timeout_send'}
+_OF_GATEWAY = {'uses', 'host', 'port', 'protocol', 'grpc_server_options'}
+_OF_STAGE = {'name', 'uses', 'needs', 'replicas', 'uses_with', 'env', 'external', 'host', 'port', 'quiet_error'}
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,10 @@ class Flow:
     prefetch: int
     server_options: dict[str, Any]
     """Of gRPC, for the gateway."""
+    timeout_send: int | None = None
+    """Milliseconds for one call of a stage."""
+    others: tuple[str, ...] = ()
+    """What else it says, which only Jina knows."""
 
     @classmethod
     def read(cls, path: Path) -> 'Flow':
@@ -51,8 +58,9 @@ class Flow:
         ports, protocols = gateway.get('port') or [], gateway.get('protocol') or []
         if not isinstance(ports, list) or not isinstance(protocols, list) or len(ports) != len(protocols):
             raise InvalidParameter(f'{path}: the gateway needs a list of ports and as long a list of protocols')
+        stages = raw.get('executors') or []
         return cls(
-            parts=_parts(path, raw.get('executors') or []),
+            parts=_parts(path, stages),
             ports={
                 str(protocol).lower(): _whole(path, 'port', port)
                 for protocol, port in zip(protocols, ports, strict=True)
@@ -60,6 +68,12 @@ class Flow:
             retries=_whole(path, 'retries', common.get('retries', -1)),
             prefetch=_whole(path, 'prefetch', common.get('prefetch', 1000)),
             server_options=dict(gateway.get('grpc_server_options') or {}),
+            timeout_send=_whole(path, 'timeout_send', common['timeout_send']) if 'timeout_send' in common else None,
+            others=(
+                *_others(common, _COMMON, 'with'),
+                *_others(gateway, _OF_GATEWAY, 'gateway'),
+                *(other for stage in stages for other in _others(stage, _OF_STAGE, stage['name'])),
+            ),
         )
 
     def graph(self) -> dict[str, list[str]]:
@@ -88,6 +102,10 @@ def load(path: Path) -> dict[str, Any]:
     if not isinstance(flow, dict) or flow.get('jtype') != 'Flow':
         raise InvalidParameter(f'{path} is not a Flow (its first line is "jtype: Flow")')
     return flow
+
+
+def _others(given: dict[str, Any], known: set[str], place: str) -> list[str]:
+    return [f'{name!r} of {place!r}' for name in given if name not in known]
 
 
 def _whole(path: Path, name: str, value: Any) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 from clipflow.backup import manifest
 from clipflow.backup.contents import SCHEMAS, Moved
 from clipflow.backup.manifest import Manifest
-from clipflow.backup.take import listed, streamed
+from clipflow.backup.take import complete, mark_of, streamed
 from clipflow.backup.target import Target
 from clipflow.errors import Conflict, Internal, InvalidParameter, ModelMismatch, NotFound, ReadOnly, StorageFull
 from clipflow.files import sync
@@ -23,21 +23,21 @@ def found(address: str) -> tuple[Target, Manifest]:
     Raises:
         NotFound: there is none.
         InvalidParameter: there are backups of several workspaces.
-        Conflict, Internal: it is of a newer clipflow, or damaged.
+        Conflict, Internal: it is of a newer clipflow, or its manifest is damaged.
     """
     place = Target(address)
     data = place.read(manifest.NAME)
     if data is None:
-        backups = listed(place)
+        backups = complete(place)
         if not backups:
             raise NotFound(f'there is no complete backup in {place.address}')
-        latest = backups[-1]
-        if {backup.mark for backup in backups} != {latest.mark}:
+        *_, latest = backups
+        if len(set(map(mark_of, backups))) > 1:
             raise InvalidParameter(
                 f'{place.address} has backups of several workspaces; name one of them, such as '
-                f'{place.address}/{latest.name} (`clipflow backup --list` shows all)'
+                f'{place.address}/{latest} (`clipflow backup --list` shows all)'
             )
-        return place.at(latest.name), latest.manifest
+        place, data = place.at(latest), backups[latest]
     return place, Manifest.parse(data, place.address)
 
 

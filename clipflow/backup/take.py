@@ -39,25 +39,20 @@ class Taken:
     name: str
     manifest: Manifest
 
-    @property
-    def mark(self) -> str:
-        """Of the workspace that it was taken of."""
-        return self.name.rpartition('-')[2]
 
-
-def listed(target: Target) -> list[Taken]:
-    """All backups that are complete, the oldest first.
-
-    Raises:
-        Conflict, Internal: one of them is of a newer clipflow, or its manifest is damaged.
-    """
-    found = []
+def complete(target: Target) -> dict[str, bytes]:
+    """All backups that are complete, the oldest first: the manifest of each, by its name."""
+    found = {}
     for name in target.names():
-        place = target.at(name)
-        data = place.read(manifest.NAME) if NAME.fullmatch(name) else None
+        data = target.at(name).read(manifest.NAME) if NAME.fullmatch(name) else None
         if data is not None:
-            found.append(Taken(name, Manifest.parse(data, place.address)))
+            found[name] = data
     return found
+
+
+def mark_of(name: str) -> str:
+    """The mark of the workspace that a backup was taken of."""
+    return name.rpartition('-')[2]
 
 
 def take(workspace: Path, target: Target, begun: Callable[[int], Moved]) -> Taken:
@@ -118,13 +113,16 @@ def take(workspace: Path, target: Target, begun: Callable[[int], Moved]) -> Take
 
 
 def keep(target: Target, taken: Taken, count: int) -> list[str]:
-    """Remove all but the latest `count` backups of the same workspace; returns their names."""
+    """Remove all but `count` backups of the same workspace, `taken` and the latest before; returns their names."""
     if count < 1:
         raise InvalidParameter('at least one backup is kept')
-    own = [backup.name for backup in listed(target) if backup.mark == taken.mark]
-    for name in own[:-count]:
+    # By their names: one whose manifest is damaged keeps none of the others here. A clock that was set back makes
+    # others later than the one that was taken just now.
+    others = [name for name in complete(target) if mark_of(name) == mark_of(taken.name) and name != taken.name]
+    gone = others[: max(0, len(others) - count + 1)]
+    for name in gone:
         _remove(target, name)
-    return own[:-count]
+    return gone
 
 
 def _remove(target: Target, name: str) -> None:

@@ -6,6 +6,8 @@ All of it is a generation beside the one that counts, until it is complete; an i
 """
 
 import os
+import re
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -38,6 +40,7 @@ STORING, INDEXING = 'storing', 'indexing'
 _TOGETHER = 10_000
 """Documents of one transaction: each waits for the disk."""
 _CLUSTERS = 'clusters.faiss'
+_MADE = re.compile(rf'{layout.INDEXER}-b[0-9a-f]{{12}}2?')
 
 Told = Callable[[str, int], None]
 """Is told a phase, and how many more documents are through it."""
@@ -273,5 +276,8 @@ def _switch(place: Path, before: Path, target: Path) -> None:
     with _nothing_in(place):
         generations.switch(place, target, gone=before)
         generations.clear(place)
+    for left in place.iterdir():  # of runs with other options or files, which will never go on
+        if _MADE.fullmatch(left.name) and left != target:
+            shutil.rmtree(left, ignore_errors=True)
     for path in (target / _CLUSTERS, (target / _CLUSTERS).with_suffix('.factory')):
         path.unlink(missing_ok=True)

@@ -195,14 +195,21 @@ def record(vector: NDArray[np.float32] | None, row: dict[str, Any], place: int) 
     tags |= {name: value for name, value in own.items() if str(value or '') not in ('', identifier, text, uri)}
     tags = {name: value for name, value in tags.items() if not name.startswith('__')}
     try:
-        found = json.dumps(tags, ensure_ascii=False, allow_nan=False, default=str)
+        found = json.dumps(tags, ensure_ascii=False, allow_nan=False, default=_plain)
     except (ValueError, RecursionError):
         raise InvalidDocument(f'the metadata of {identifier!r} are not finite numbers, texts and lists') from None
-    if is_suspect(f'{identifier}{text}{uri}{found}') and (reason := unsendable([identifier, text, uri, tags])):
+    if is_suspect(f'{identifier}{text}{uri}{found}') and (
+        reason := unsendable([identifier, text, uri, json.loads(found)])
+    ):
         raise InvalidDocument(f'the document {identifier[:40]!r} holds {reason}')
     if has_nul(found, tags):
         raise InvalidDocument(f'the metadata of {identifier!r} hold the character NUL, which cannot be stored')
     return Record(identifier, text, uri, found, vector)
+
+
+def _plain(value: Any) -> str | None:
+    """Of parquet's values what JSON has not: times and the like are texts; bytes, as of pictures, are left out."""
+    return None if isinstance(value, bytes) else str(value)
 
 
 def _first(row: dict[str, Any], *names: str, default: Any = '') -> Any:

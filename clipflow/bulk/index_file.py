@@ -1,8 +1,10 @@
 """An index of a folder of vectors in a file, for other tools that read FAISS."""
 
-import contextlib
+import fcntl
 import os
-import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import numpy as np
 from clipflow.bulk import on_disk
 from clipflow.bulk.build import INDEXING, Told
 from clipflow.bulk.mapped import Mapped
-from clipflow.errors import InvalidParameter, ReadOnly, StorageFull
+from clipflow.errors import ClipflowError, Conflict, InvalidParameter, ReadOnly, StorageFull
 from clipflow.index.approximate import Approximate, save
 from clipflow.index.build import build
 from clipflow.index.choice import Choice, Wanted, choose
@@ -26,28 +28,50 @@ def write(source: Mapped, file: Path, wanted: Wanted, told: Told) -> Choice:
 
     Raises:
         InvalidParameter: FAISS knows no such kind, or the file is a folder.
+        Conflict: another process makes it.
         ReadOnly, StorageFull: it cannot be written; a file that was there is left.
     """
     if file.is_dir():
         raise InvalidParameter(f'{file} is a folder; name a file for the index')
     check_kind(wanted.kind, source.dimension())
     choice = choose(wanted, source.count(), source.dimension())
-    temporary = file.with_name(f'.{file.name}-{secrets.token_hex(4)}')
+    kind: type[ClipflowError] = ReadOnly
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        temporary.touch()
-        if 'IVF' in choice.factory and choice.memory > wanted.memory:
-            on_disk.write(source, temporary, choice, wanted, told)
-        else:
-            save(_built(source, choice, wanted.recall, told).faiss, temporary)
-        os.replace(temporary, file)
+        with _workshop(file) as folder:
+            kind, temporary = StorageFull, folder / file.name
+            if 'IVF' in choice.factory and choice.memory > wanted.memory:
+                on_disk.write(source, temporary, choice, wanted, told)
+            else:
+                save(_built(source, choice, wanted.recall, told).faiss, temporary)
+            os.replace(temporary, file)
     except OSError as error:
-        kind = StorageFull if temporary.exists() else ReadOnly
         raise kind(f'{file} could not be written: {error.strerror or error}') from None
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
     return choice
+
+
+@contextmanager
+def _workshop(file: Path) -> Iterator[Path]:
+    """A folder beside the file for what only the making needs; what a killed process has left in it is gone."""
+    folder = file.with_name(f'.{file.name}-parts')
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise Conflict(f'another process makes {file}; let it end, or name another file') from None
+    except OSError:
+        pass  # a file system without locks, as many that are shared
+    try:
+        for left in folder.iterdir():
+            if left.is_dir():
+                shutil.rmtree(left)
+            else:
+                left.unlink()
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(descriptor)
 
 
 def _built(source: Mapped, choice: Choice, recall: float, told: Told) -> Approximate:

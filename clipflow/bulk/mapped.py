@@ -28,7 +28,7 @@ class Mapped:
     Raises:
         NotFound: there are no vectors in the folder.
         Conflict: `clipflow embed` is not through with it.
-        InvalidDocument: a file is damaged, or its metadata are of another number of rows.
+        InvalidDocument: a file is damaged or missing, or its metadata are of another number of rows.
         DimensionMismatch: the files hold vectors of different lengths.
         Unavailable: the parquet files need a package that is not installed.
     """
@@ -42,6 +42,12 @@ class Mapped:
             )
         self._files = [(path, exchange.mapped(path)) for path in exchange.arrays_in(folder)]
         self._starts = np.cumsum([0, *(len(array) for _, array in self._files)])
+        self.manifest = _manifest(folder / 'manifest.json')
+        if (there := self.manifest.get('sample_count', self.count())) != self.count():
+            raise InvalidDocument(
+                f'{folder} holds {self.count():,} vectors, not {there} as its manifest.json says: files are missing; '
+                'copy it again, or run the `clipflow embed` again that has made it'
+            )
         if not self.count():
             raise NotFound(f'the files in {folder} hold no vectors')
         for path, array in self._files:
@@ -55,8 +61,6 @@ class Mapped:
                 rows = exchange.table(metadata).metadata.num_rows
                 if rows != len(array):
                     raise InvalidDocument(f'{metadata} has {rows} rows for {len(array)} vectors')
-
-        self.manifest = _manifest(folder / 'manifest.json')
 
     def check_model(self, spec: ModelSpec) -> None:
         """Whether the vectors can be those of a model.
@@ -84,8 +88,9 @@ class Mapped:
         return 'int8' if self.manifest.get('precision') == 'int8' else 'float'
 
     def files(self) -> list[tuple[str, int, int]]:
-        """Name, bytes and time of change of each file of vectors: what tells this content from another."""
-        found = [(path.name, path.stat()) for path, _ in self._files]
+        """Name, bytes and time of change of each file, metadata too: what tells this content from another."""
+        paths = [path for array, _ in self._files for path in (array, exchange.metadata_of(array)) if path.is_file()]
+        found = [(path.name, path.stat()) for path in paths]
         return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in found]
 
     def count(self) -> int:

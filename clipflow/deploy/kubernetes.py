@@ -46,6 +46,7 @@ def gateway_arguments(flow: Flow) -> list[str]:
         str(flow.prefetch),
         '--grpc-server-options',
         json.dumps(flow.server_options),
+        *([] if flow.timeout_send is None else ['--timeout-send', str(flow.timeout_send)]),
     ]
 
 
@@ -67,6 +68,8 @@ def component(flow: Flow, out: Path, base: Path, command: str) -> Files:
         InvalidParameter: the manifests have no place for a stage of this Flow.
     """
     own = [part for part in flow.parts if part.room]
+    if flow.others:
+        raise InvalidParameter(f'the manifests have no place for {", ".join(flow.others)}')
     for part in own:
         _check(part)
     if set(flow.ports) != {'grpc', 'http'}:

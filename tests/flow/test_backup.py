@@ -42,9 +42,10 @@ def test_a_service_is_backed_up_while_it_is_written_to_and_comes_back(tmp_path: 
         service.post('/index', DocumentArray([Document(id=f'd{n}', text=f'text {n}') for n in range(1500)]))
         with Writer(service) as writer:
             until(lambda: writer.requests >= 10, 60, 'the writer gets on')
-            stored, deleted, requests = set(writer.stored), set(writer.deleted), writer.requests
+            stored, deleted = set(writer.stored), set(writer.deleted)
             done = run('backup', str(target), workspace=service.workspace)
             assert done.returncode == 0, done.stderr
+            requests = writer.requests
             until(lambda: writer.requests >= requests + 10, 60, 'it writes on')
         assert writer.errors == []
         backup, told = found(str(target))

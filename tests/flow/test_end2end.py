@@ -69,6 +69,17 @@ def test_from_a_folder_to_a_service_that_finds_the_right_picture(album: tuple[Pa
     assert not (tmp_path / 'unused').exists()
 
 
+def test_the_service_finds_its_model_from_wherever_it_is_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, out = inputs.folder(tmp_path / 'folder', inputs.files(2)), tmp_path / 'out'
+    monkeypatch.setenv('CLIPFLOW_RUNTIME', 'fake')
+    monkeypatch.setenv('CLIPFLOW_MODEL', 'unused')
+    monkeypatch.chdir(ROOT)
+    assert main.main(command(folder, out, '--no-serve', '--model', 'models/clip-mini')) == 0
+    assert f'CLIPFLOW_MODEL={ROOT}/models/clip-mini' in (out / 'service.env').read_text().splitlines()
+
+
 def test_pictures_that_come_later_are_told_and_left_out_if_that_is_wanted(tmp_path: Path, capsys: Any) -> None:
     folder, out = inputs.folder(tmp_path / 'folder', inputs.files(3)), tmp_path / 'out'
     with pytest.MonkeyPatch.context() as patch:
@@ -190,7 +201,7 @@ def test_interrupted_while_it_fetches_it_goes_on_where_it_stopped(
         patch.setattr(end2end, 'progress', lambda *_: nullcontext(interrupted))
         assert main.main(call) == 130
     assert 'the same command goes on' in capsys.readouterr().err
-    until(lambda: not guarded(out), 10, 'img2dataset has ended')
+    until(lambda: not guarded(out), 60, 'img2dataset has ended')
     assert runner.complete(out / 'pictures') == ['00000']
     site.waits.pop('/14.jpg').set()
     assert main.main(call) == 0
@@ -222,5 +233,5 @@ def test_nothing_goes_on_behind_a_command_that_has_ended(
         until(lambda: site.asked['/1.jpg'], 120, 'it is fetched')
         assert guarded(out)
         running.send_signal(number)
-        assert running.wait(30) == (130 if number == signal.SIGINT else -number)
-    until(lambda: not guarded(out), 10, 'img2dataset has ended')
+        assert running.wait(60) == (130 if number == signal.SIGINT else -number)
+    until(lambda: not guarded(out), 60, 'img2dataset has ended')

@@ -388,6 +388,7 @@ MUTANTS = [
     Mutant('policy-deny', POLICY + 'default-deny', ('spec', 'podSelector'), {'matchLabels': {COMPONENT: 'encoder'}}),
     Mutant('policy-dns', POLICY + 'dns', ('spec', 'egress', 0, 'ports'), [{'protocol': 'UDP', 'port': 53}]),
     Mutant('policy-dns', POLICY + 'dns', (), DROP),
+    Mutant('policy-dns', POLICY + 'dns', ('spec', 'egress', 0, 'to', 1), DROP),
     Mutant(
         'policy-dns', POLICY + 'dns', ('spec', 'egress', 0, 'to', 0, 'namespaceSelector', 'matchLabels'), {'name': 'x'}
     ),

@@ -233,19 +233,25 @@ def nothing_is_open_by_default(cluster: Cluster) -> Found:
 
 @rule('policy-dns')
 def names_can_be_resolved(cluster: Cluster) -> Found:
-    """Isolated pods reach DNS, by UDP and by TCP."""
+    """Isolated pods reach DNS, by UDP and by TCP, also where a cache on the node answers."""
     for pod in cluster.pods:
         policies = _policies(cluster, pod, 'Egress')
         entries = [entry for policy in policies for entry in mappings(policy, 'spec', 'egress')]
         for protocol in ('UDP', 'TCP'):
-            found = any(
-                (port.get('protocol', 'TCP'), port.get('port')) == (protocol, 53)
-                and matches(at(peer, 'namespaceSelector'), {'kubernetes.io/metadata.name': 'kube-system'})
+            peers = [
+                peer
                 for entry in entries
                 for port in mappings(entry, 'ports')
+                if (port.get('protocol', 'TCP'), port.get('port')) == (protocol, 53)
                 for peer in mappings(entry, 'to')
-            )
-            if policies and not found:
+            ]
+            pods = [
+                peer
+                for peer in peers
+                if matches(at(peer, 'namespaceSelector'), {'kubernetes.io/metadata.name': 'kube-system'})
+            ]
+            nodes = [peer for peer in peers if at(peer, 'ipBlock', 'cidr') == '169.254.0.0/16']
+            if policies and not (pods and nodes):
                 yield pod.owner, f'cannot ask DNS by {protocol}'
 
 

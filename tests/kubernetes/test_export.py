@@ -139,6 +139,7 @@ def test_what_an_earlier_flow_has_left_is_not_overlooked(tmp_path: Path, capsys:
         ({'env': {'CUDA_VISIBLE_DEVICES': 'RR'}}, 'use the component gpu'),
         ({'name': 'indexer', 'uses': 'executors/indexer/config.yml', 'replicas': 2}, 'use shards'),
         ({'name': 'store', 'uses': 'executors/indexer/config.yml'}, 'called indexer'),
+        ({'shards': 2, 'tls': True}, "no place for 'shards' of 'encoder', 'tls' of 'encoder'"),
         ({}, 'a gateway with gRPC and HTTP'),
     ],
 )
@@ -151,6 +152,15 @@ def test_what_the_manifests_have_no_place_for_is_refused(
     assert main(['export', 'k8s', '--flow', str(path), '--out', str(tmp_path / 'out')]) == 1
     assert sentence in capsys.readouterr().err
     assert not (tmp_path / 'out').exists()
+
+
+def test_the_time_of_a_call_is_that_of_the_flow(tmp_path: Path) -> None:
+    raw = yaml.safe_load(FLOW.read_text(encoding='utf-8'))
+    raw['with']['timeout_send'] = 90_000
+    path = tmp_path / 'flow.yml'
+    path.write_text(yaml.safe_dump(raw), encoding='utf-8')
+    assert value(gateway_arguments(Flow.read(path)), '--timeout-send') == 90_000
+    assert '--timeout-send' not in gateway_arguments(Flow.read(FLOW))
 
 
 def test_an_external_stage_is_called_where_it_is(tmp_path: Path) -> None:

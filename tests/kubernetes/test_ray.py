@@ -72,8 +72,10 @@ def test_pods_are_as_restricted_as_those_of_the_service(objects: Objects, built:
     assert at(namespace, 'metadata', 'labels', 'pod-security.kubernetes.io/enforce') == 'restricted'
 
 
-def test_nobody_but_the_operator_and_the_job_itself_reaches_ray(objects: Objects) -> None:
+def test_nobody_but_the_operator_and_the_job_itself_reaches_ray(objects: Objects, built: Build) -> None:
     spec = one(objects, 'NetworkPolicy/ray')['spec']
+    (dns,) = one(built('base'), 'NetworkPolicy/dns')['spec']['egress']
+    assert dns in spec['egress']
     assert (spec['podSelector'], spec['policyTypes']) == ({}, ['Ingress', 'Egress'])
     peers = [peer for rule in spec['ingress'] for peer in rule['from']]
     operator = {'namespaceSelector': {'matchLabels': {'kubernetes.io/metadata.name': 'kuberay-system'}}}

@@ -1,7 +1,6 @@
 """Backups in an S3-compatible store: moto's server, in an environment of its own."""
 
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -12,14 +11,14 @@ import httpx
 import pytest
 
 from clipflow.backup.restore import found, restore
-from clipflow.backup.take import keep, listed, take
+from clipflow.backup.take import keep, take
 from clipflow.backup.target import Target
 from clipflow.cli.main import main
 from clipflow.errors import Forbidden, Internal, NotFound, Unauthorized, Unavailable
 from clipflow.store import layout
 from environments import environment
 from service import free_port, until
-from unit.backup.places import FINGERPRINT, everything, fill, unnoticed
+from unit.backup.places import FINGERPRINT, everything, fill, listed, unnoticed
 
 s3fs = pytest.importorskip('s3fs', reason="the extra 's3' is not installed")
 
@@ -27,6 +26,26 @@ SECRET = 'a-secret-that-nobody-may-see'
 BUCKET = 'kept'
 PREFIX = 'some/where'
 MEGABYTE = 1 << 20
+# Stops five megabytes before the end, and waits to be killed.
+STOPS = """
+import signal, sys
+from pathlib import Path
+from clipflow.backup.take import take
+from clipflow.backup.target import Target
+
+workspace, target, stopped = sys.argv[1:]
+
+def begun(left):
+    def moved(count):
+        nonlocal left
+        left -= count
+        if left < 5 << 20:
+            Path(stopped).touch()
+            signal.pause()
+    return moved
+
+take(Path(workspace), Target(target), begun)
+"""
 
 
 @pytest.fixture(scope='module')
@@ -47,11 +66,11 @@ def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             return False
 
     try:
-        until(answers, 60, 'moto answers')
+        until(answers, 120, 'moto answers')
         yield url
     finally:
         server.terminate()
-        server.wait(timeout=30)
+        server.wait(timeout=60)
 
 
 @pytest.fixture
@@ -124,30 +143,24 @@ def test_damage_there_is_seen(store: str, workspace: Path, tmp_path: Path) -> No
     assert target.names() == []
 
 
-def command(*given: str, workspace: Path) -> 'subprocess.Popen[str]':
-    return subprocess.Popen(
-        [sys.executable, '-m', 'clipflow.cli.main', *given, '--workspace', str(workspace)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
 def test_a_backup_that_is_killed_is_none_and_the_next_one_cleans_up(store: str, large: Path, tmp_path: Path) -> None:
-    killed = command('backup', store, workspace=large)
+    stopped = tmp_path / 'stopped'
+    with subprocess.Popen([sys.executable, '-c', STOPS, str(large), store, str(stopped)]) as killed:
+        try:
+            until(lambda: stopped.exists() or killed.poll() is not None, 120, 'most of it is there')
+        finally:
+            killed.kill()
     target = Target(store)
-    until(target.names, 60, 'a file of it is there')
-    killed.send_signal(signal.SIGKILL)
-    killed.communicate()
+    assert len(target.names()) == 1
     assert listed(target) == []
     assert list((tmp_path / 'temporary').iterdir()) != []
-    again = command('backup', store, '--keep', '1', workspace=large)
-    said, complained = again.communicate(timeout=60)
-    assert again.returncode == 0, complained
-    assert SECRET not in said + complained
+    command = [sys.executable, '-m', 'clipflow.cli.main', 'backup', store, '--keep', '1', '--workspace', str(large)]
+    again = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
+    assert again.returncode == 0, again.stderr
+    assert SECRET not in again.stdout + again.stderr
     (name,) = target.names()
     assert [backup.name for backup in listed(target)] == [name]
-    assert f'{store}/{name}: 600 documents' in said
+    assert f'{store}/{name}: 600 documents' in again.stdout
     assert list((tmp_path / 'temporary').iterdir()) == []
 
 
@@ -172,9 +185,9 @@ def test_what_is_wrong_with_the_store_is_said(
 
 
 def test_credentials_that_the_store_does_not_know(store: str, endpoint: str, workspace: Path) -> None:
-    httpx.post(f'{endpoint}/moto-api/reset-auth', content='0', trust_env=False).raise_for_status()
+    httpx.post(f'{endpoint}/moto-api/reset-auth', content='0', timeout=60, trust_env=False).raise_for_status()
     try:
         with pytest.raises(Forbidden, match='the credentials are wrong, or do not allow this'):
             take(workspace, Target(store), unnoticed)
     finally:
-        httpx.post(f'{endpoint}/moto-api/reset-auth', content='inf', trust_env=False).raise_for_status()
+        httpx.post(f'{endpoint}/moto-api/reset-auth', content='inf', timeout=60, trust_env=False).raise_for_status()

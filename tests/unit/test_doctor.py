@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
+from clipflow.border.launcher import check_port
 from clipflow.bulk.encoding import LocalEncoder
 from clipflow.cli.main import main
-from clipflow.errors import InvalidParameter
+from clipflow.errors import Conflict, InvalidParameter
 from clipflow.settings import EncoderSettings
 from clipflow.store import generations, layout
 from clipflow.store.sqlite import Store
@@ -79,6 +80,19 @@ def test_all_faults_are_said_at_once_each_with_what_to_do(
         'note   settings: the environment variable CLIPFLOW_GRPC_PROT is not known to clipflow; did you mean',
     ):
         assert said in out
+
+
+@pytest.mark.parametrize(
+    ('host', 'port', 'setting'),
+    [
+        ('192.0.2.1', 0, 'CLIPFLOW_HOST'),
+        ('::1', 0, 'CLIPFLOW_HOST'),
+        ('127.0.0.1', 70_000, 'CLIPFLOW_GRPC_PORT'),
+    ],
+)
+def test_the_setting_that_is_wrong_is_named(host: str, port: int, setting: str) -> None:
+    with pytest.raises(Conflict, match=f'; set {setting}'):
+        check_port(host, port)
 
 
 def test_whatever_would_stop_a_stage_is_said_by_its_own_sentence(

@@ -54,11 +54,13 @@ class Decoder:
             content = item.load()
         except ClipflowError as error:
             return Fault(item.key, error.message)
+        if not content.picture:
+            return Fault(item.key, 'its picture is empty')
         metadata = storable(content.metadata) or {}
         said = metadata.get('caption') if content.caption is None else storable(content.caption)
         if isinstance(said, list) and said:
             metadata, said = {'captions': said} | metadata, said[0]
-        caption = said if isinstance(said, str) else None
+        caption = said.strip() if isinstance(said, str) else None
         picture, text = Document(id='picture', blob=content.picture), Document(id='caption', text=caption or '')
         for doc in (picture, text) if texts and caption else (picture,):
             self._preparation.prepare(doc, needs_content=True, trust_embedding=False, thumbnail=False, keep=False)

@@ -198,10 +198,10 @@ def own_device(environment: Mapping[str, str]) -> str | None:
 
     SLURM gives each task its own where it is asked to; torchrun leaves that to the program.
     """
-    local = environment.get('LOCAL_RANK')
-    if local is None:
+    local, given = environment.get('LOCAL_RANK'), environment.get('CUDA_VISIBLE_DEVICES')
+    if local is None or given == '':  # which hides all of them
         return None
-    seen = [one for one in environment.get('CUDA_VISIBLE_DEVICES', '').split(',') if one]
+    seen = [one for one in (given or '').split(',') if one]
     if not seen:
         return local
     return seen[int(local) % len(seen)]

@@ -152,7 +152,7 @@ def _item(fields: Row, columns: tuple[str, str | None], source: str, name: str, 
     held, text = fields.pop(picture, None), _caption(fields, caption)
     if isinstance(held, dict):
         path, held = held.get('path'), held.get('bytes') or held.get('path')
-        fields |= {'path': path} if path else {}
+        fields = ({'path': path} if path else {}) | fields
     if not held:
         return Fault(name, f'its column {picture!r} is empty')
     if isinstance(held, bytes):
@@ -164,12 +164,15 @@ def _item(fields: Row, columns: tuple[str, str | None], source: str, name: str, 
 
 
 def _caption(fields: Row, name: str | None) -> str | None:
-    """Take the caption out; where there are several, the first, and all stay, as `captions` where the name is taken."""
+    """Take the caption out; where there are several, the first, and all stay, as `captions` where the name is taken.
+
+    What is no text stays with the metadata.
+    """
     said = fields.pop(name, None) if name else None
-    if isinstance(said, list) and said and isinstance(said[0], str):
-        fields.setdefault('captions' if name == 'caption' else str(name), said)
-        said = said[0]
-    return said if isinstance(said, str) and said else None
+    if isinstance(said, str) or said is None:
+        return said or None
+    fields.setdefault('captions' if name == 'caption' else str(name), said)
+    return next((one for one in said if isinstance(one, str) and one), None) if isinstance(said, list) else None
 
 
 def _absolute(uri: str, source: str) -> str:

@@ -32,7 +32,7 @@ from clipflow.bulk.embed.plan import Plan
 from clipflow.errors import Conflict, ModelMismatch
 from clipflow.files import replaced, translated
 
-_OWN = ('image_path', 'caption', 'metadata')
+_OWN = ('image_path', 'caption')
 _SESSION = ('runtime', 'device', 'precision')
 Columns = dict[str, list[Any]]
 

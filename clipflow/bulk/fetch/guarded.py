@@ -24,7 +24,9 @@ from urllib.parse import urlsplit
 LIMITS: dict[str, Any] = json.loads(sys.argv[1]) if len(sys.argv) > 1 else {}
 _here = threading.local()
 _getaddrinfo = socket.getaddrinfo
+_create_connection = socket.create_connection
 _readinto = socket.SocketIO.readinto
+_UNICAST, _NAT64 = ipaddress.ip_network('2000::/3'), ipaddress.ip_network('64:ff9b::/96')
 _proxies = {urlsplit(url).hostname for url in urllib.request.getproxies().values()}
 
 
@@ -78,16 +80,42 @@ def readinto(self: socket.SocketIO, buffer: Any) -> int | None:
     return count
 
 
+def create_connection(address: Any, timeout: Any = None, *args: Any, **given: Any) -> Any:
+    """As the library's own, which gives each address of a host all the time that one fetch has."""
+    until = getattr(_here, 'until', None)
+    if until is None:
+        return _create_connection(address, timeout, *args, **given)
+    host, port = address
+    failed: OSError = TimeoutError(f'took longer than {LIMITS["seconds"]} s')
+    for *_, found in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+        if (left := until - time.monotonic()) <= 0:
+            break
+        try:
+            return _create_connection((str(found[0]), port), left, *args, **given)
+        except OSError as error:
+            failed = error
+    raise failed
+
+
 def getaddrinfo(host: Any, *args: Any, **given: Any) -> Any:
     """As the library's own, but of public addresses; a proxy may be anywhere, for it decides itself."""
     found = _getaddrinfo(host, *args, **given)
     if LIMITS['private'] or host in _proxies:
         return found
-    for *_, address in found:
-        ip = ipaddress.ip_address(str(address[0]).partition('%')[0])
-        if not ip.is_global or ip.is_multicast:
-            raise OSError(f'{host} has no public address')
+    if not all(_is_public(str(address[0])) for *_, address in found):
+        raise OSError(f'{host} has no public address')
     return found
+
+
+def _is_public(text: str) -> bool:
+    """Whether an address leads to a single host of the internet. As in clipflow.sources, which may not be there."""
+    address = ipaddress.ip_address(text.partition('%')[0])
+    if isinstance(address, ipaddress.IPv6Address):
+        if address in _NAT64:
+            address = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+        elif address not in _UNICAST or address.sixtofour is not None:
+            return False
+    return address.is_global and not address.is_multicast
 
 
 def _counted(fetch: Any) -> Any:
@@ -113,6 +141,7 @@ def guard() -> None:
     """Put the limits in force in this process."""
     threading.Thread(target=_follow, args=(os.getppid(),), daemon=True).start()
     socket.getaddrinfo = getaddrinfo
+    socket.create_connection = create_connection
     socket.SocketIO.readinto = readinto  # type: ignore[assignment, method-assign]
     urllib.request.install_opener(Opener())
 

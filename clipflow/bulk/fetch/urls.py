@@ -41,7 +41,7 @@ class Listed:
         count: of its rows.
         captions: whether it has any.
         columns: names of the metadata.
-        options: that say which column is which; by name.
+        options: that it was read and is fetched with; by name.
     """
 
     input: str
@@ -116,22 +116,22 @@ def opened(pattern: str, columns: Columns) -> Lines | Tables | None:
     return reader if isinstance(held, str) and held.lower().startswith(_FETCHED) else None
 
 
-def prepared(folder: Path, pattern: str, source: Lines | Tables, columns: Columns) -> Listed:
+def prepared(folder: Path, pattern: str, source: Lines | Tables, options: dict[str, str]) -> Listed:
     """The list in the form above; made if it is not there.
 
     Args:
         folder: made here.
         pattern: as the caller named it.
         source: from `opened`.
-        columns: as there.
+        options: that decide what is fetched and how it is kept; by name.
 
     Raises:
-        Conflict: the folder holds another list, this one has changed since, or other columns of it were taken.
+        Conflict: the folder holds another list, this one has changed since, or the options have.
         NotFound: there are no URLs in it.
         InvalidDocument: it cannot be read.
         ReadOnly, StorageFull: the folder cannot be written.
     """
-    wanted = Listed(pattern, source.digest(), options=columns.options())
+    wanted = Listed(pattern, source.digest(), options=options)
     path = folder / 'list.json'
     if path.is_file():
         found = json.loads(path.read_text(encoding='utf-8'))
@@ -144,7 +144,8 @@ def prepared(folder: Path, pattern: str, source: Lines | Tables, columns: Column
                 f'the list as it was'
             )
         if before.options != wanted.options:
-            raise Conflict(f'{folder.parent} was begun with other columns; give the same, or name another folder')
+            given = ' '.join(f'{name} {value}' for name, value in before.options.items()) or 'none of these options'
+            raise Conflict(f'{folder.parent} was begun with {given}; give the same, or name another folder')
         return before
     with translated(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)

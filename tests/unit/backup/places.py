@@ -6,6 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from clipflow.backup.manifest import Manifest
+from clipflow.backup.take import Taken, complete
+from clipflow.backup.target import Target
 from clipflow.store import generations, layout
 from clipflow.store.reading import Documents, Record
 from clipflow.store.sqlite import Store
@@ -17,6 +20,11 @@ DIMENSION = 64
 def unnoticed(_total: int) -> Any:
     """Nobody looks at the progress."""
     return lambda _count: None
+
+
+def listed(target: Target) -> list[Taken]:
+    """All backups that are complete, the oldest first."""
+    return [Taken(name, Manifest.parse(data, name)) for name, data in complete(target).items()]
 
 
 def records(count: int, seed: int = 0) -> list[Record]:

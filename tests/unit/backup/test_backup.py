@@ -17,7 +17,7 @@ from clipflow import ROOT
 from clipflow.backup import contents, manifest
 from clipflow.backup.manifest import Manifest
 from clipflow.backup.restore import found, restore
-from clipflow.backup.take import Taken, keep, listed, take
+from clipflow.backup.take import Taken, keep, take
 from clipflow.backup.target import Target
 from clipflow.cli.main import main
 from clipflow.clicks import Feedback
@@ -27,7 +27,7 @@ from clipflow.store.connection import connect
 from clipflow.store.feedback import FeedbackLog
 from clipflow.store.sqlite import Store
 
-from .places import FINGERPRINT, everything, fill, records, unnoticed
+from .places import FINGERPRINT, everything, fill, listed, records, unnoticed
 
 
 @pytest.fixture
@@ -167,6 +167,42 @@ def test_the_latest_is_put_back_and_only_so_many_are_kept(
     assert keep(target, latest, 2) == names[:1]
     assert {backup.name for backup in listed(target)} == {foreign.name, *names[1:]}
     assert found(f'{target.address}/{names[1]}')[1].documents == 302
+
+
+def test_what_was_taken_after_the_clock_was_set_back_is_kept(
+    workspace: Path, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = []
+    for seconds in (1000, 2000, 0):
+        _tick(monkeypatch, seconds)
+        names.append(take(workspace, target, unnoticed))
+    assert keep(target, names[2], 2) == [names[0].name]
+    assert keep(target, names[2], 1) == [names[1].name]
+    assert keep(target, names[2], 1) == []
+    assert [backup.name for backup in listed(target)] == [names[2].name]
+
+
+def test_one_damaged_manifest_does_not_keep_the_others_from_being_listed_kept_and_put_back(
+    workspace: Path, target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(['backup', '--list', target.address]) == 0
+    assert capsys.readouterr().err == f'there is no complete backup in {target.address}\n'
+    taken = []
+    for number in range(3):
+        _tick(monkeypatch, number)
+        taken.append(take(workspace, target, unnoticed))
+    path_in(target, taken[1], manifest.NAME).write_text('{')
+    assert main(['backup', '--list', target.address]) == 1
+    told = capsys.readouterr()
+    assert [line.split()[0] for line in told.out.splitlines()] == [taken[0].name, taken[2].name]
+    assert f'{taken[1].name}/manifest.json is damaged' in told.err
+    put_back(target, tmp_path / 'other')
+    assert everything(tmp_path / 'other')[0] == everything(workspace)[0]
+    assert keep(target, taken[2], 2) == [taken[0].name]
+    # The latest is meant: an older one would not be what was asked for.
+    path_in(target, taken[2], manifest.NAME).write_text('{')
+    with pytest.raises(Internal, match=f'{taken[2].name}/manifest.json is damaged'):
+        found(target.address)
 
 
 def _tick(monkeypatch: pytest.MonkeyPatch, seconds: int) -> None:

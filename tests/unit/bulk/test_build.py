@@ -183,6 +183,26 @@ def test_an_interrupted_run_counts_for_nothing_and_the_next_goes_on(
     assert [path.name for path in tmp_path.glob('indexer-*')] == [generations.current(tmp_path).name]
 
 
+def test_metadata_that_were_mended_after_an_interruption_hold_for_all_documents(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, '_TOGETHER', 500)
+    numbers = [f'{n}' for n in range(1400)]
+    columns = {'image_path': numbers, 'note': [*numbers[:-1], 'not to be stored: \0']}
+    given = written(tmp_path / 'given', VECTORS[:1400], columns)
+    with pytest.raises(InvalidDocument, match='NUL'):
+        built(given, tmp_path / 'place')
+    mended = written(tmp_path / 'mended', VECTORS[:1400], {'image_path': numbers, 'id': [f'id-{n}' for n in numbers]})
+    for path in (mended / 'metadata').iterdir():
+        path.replace(given / 'metadata' / path.name)
+    built(given, tmp_path / 'place')
+    with workspace.opened(generations.current(tmp_path / 'place'), SPEC, 1) as (store,):
+        assert {record.id for record in store.by_ids([f'id-{n}' for n in numbers]).values()} == {
+            f'id-{n}' for n in numbers
+        }
+    assert [path.name for path in (tmp_path / 'place').glob('indexer*')] == [store.directory.parent.name]
+
+
 def test_when_learning_fails_storing_is_given_up_and_the_next_run_goes_on(
     folder: Path, loaded: list[list[tuple[str, float]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -294,6 +314,9 @@ def _break(folder: Path, what: str) -> None:
     elif what == 'begun':
         (folder / 'plan').mkdir()
         (folder / 'plan' / 'plan.json').write_text('{}')
+    elif what == 'copied in part':
+        (folder / 'manifest.json').write_text('{"sample_count": 1400}')
+        arrays[1].unlink()
     elif what == 'none':
         for path in arrays:
             path.unlink()
@@ -310,6 +333,7 @@ def _break(folder: Path, what: str) -> None:
         ('manifest', ModelMismatch, "model 'other'"),
         ('no manifest', InvalidDocument, 'manifest.json cannot be read'),
         ('begun', Conflict, 'is not complete: the `clipflow embed`'),
+        ('copied in part', InvalidDocument, 'holds 700 vectors, not 1400 as its manifest.json says'),
         ('none', NotFound, 'no collection of vectors'),
     ],
 )

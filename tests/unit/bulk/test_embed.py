@@ -179,7 +179,7 @@ def test_what_is_wrong_is_listed_and_the_rest_is_there(mapper: Mapper, tmp_path:
     found = {row['key']: (row['reason'], row['embedded']) for row in failed(tmp_path / 'out')}
     assert list(found) == ['002.jpg', '005.jpg', '006.jpg', '008.jpg', '009.jpg', '011.jpg']
     assert 'damaged' in found['002.jpg'][0]
-    assert 'no content' in found['005.jpg'][0]
+    assert found['005.jpg'][0] == 'its picture is empty'
     assert 'not a picture' in found['006.jpg'][0]
     assert found['008.jpg'] == found['009.jpg'] == (NO_CAPTION, True)
     assert found['011.jpg'] == ('011.json is not a JSON object', False)
@@ -244,6 +244,45 @@ def test_of_several_captions_in_metadata_the_first_counts_and_all_stay(mapper: M
     files = {'a.jpg': jpeg(0), 'a.json': b'{"caption": ["one", "two"]}'}
     embed(mapper, str(inputs.zipped(tmp_path / 'x.zip', files)), tmp_path / 'out')
     assert rows(tmp_path / 'out') == [{'image_path': 'a.jpg', 'caption': 'one', 'captions': ['one', 'two']}]
+
+
+def test_nothing_of_a_table_is_lost_because_of_its_name_or_kind(mapper: Mapper, tmp_path: Path) -> None:
+    columns = {
+        'image': [{'bytes': jpeg(n), 'path': 'inside.jpg'} for n in range(4)],
+        'sentences': [[{'raw': 'a cat'}], [], None, [{'raw': 'a dog'}]],
+        'path': [f'{n}' for n in range(4)],
+        'metadata': ['of', 'some', 'other', 'program'],
+    }
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / 'x.parquet')
+    embed(mapper, str(tmp_path / 'x.parquet'), tmp_path / 'out')
+    assert [(row['sentences'], row['path'], row['metadata']) for row in rows(tmp_path / 'out')] == [
+        ([{'raw': 'a cat'}], '0', 'of'),
+        ([], '1', 'some'),
+        (None, '2', 'other'),
+        ([{'raw': 'a dog'}], '3', 'program'),
+    ]
+
+
+def test_of_several_captions_in_a_table_the_first_that_says_anything_counts(mapper: Mapper, tmp_path: Path) -> None:
+    columns = {'image': [jpeg(n) for n in range(3)], 'caption': [[None, 'b'], ['', 'c'], [' d ', 'e']]}
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / 'x.parquet')
+    embed(mapper, str(tmp_path / 'x.parquet'), tmp_path / 'out')
+    assert [(row['caption'], row['captions']) for row in rows(tmp_path / 'out')] == [
+        ('b', [None, 'b']),
+        ('c', ['', 'c']),
+        ('d', [' d ', 'e']),
+    ]
+
+
+def test_a_caption_of_spaces_is_none_and_an_empty_picture_is_said_to_be_empty(mapper: Mapper, tmp_path: Path) -> None:
+    columns = {'path': ['a.jpg', 'b.jpg', 'c.jpg'], 'caption': ['  ', 'b', 'c']}
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / 'x.parquet')
+    for file, content in (('a.jpg', jpeg(0)), ('b.jpg', jpeg(1)), ('c.jpg', b'')):
+        (tmp_path / file).write_bytes(content)
+    embed(mapper, str(tmp_path / 'x.parquet'), tmp_path / 'out')
+    assert [row['caption'] for row in rows(tmp_path / 'out')] == [None, 'b']
+    failed = pyarrow.parquet.read_table(tmp_path / 'out' / 'failures.parquet').to_pylist()
+    assert [(row['key'], row['reason']) for row in failed] == [('a.jpg', NO_CAPTION), ('c.jpg', 'its picture is empty')]
 
 
 def test_pictures_in_other_columns_are_not_carried_along(mapper: Mapper, tmp_path: Path) -> None:
@@ -515,10 +554,18 @@ def test_the_environment_of_slurm_and_torchrun_tells_the_rank() -> None:
             Rank.of_environment(wrong)
 
 
+def test_a_rank_is_told_in_one_way(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv('RANK', '0')
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    assert main.main(['embed', 'input', '--out', 'out', '--distributed', '--rank', '1', '--world-size', '2']) == 1
+    assert 'leave out --rank and --world-size' in capsys.readouterr().err
+
+
 def test_torchrun_leaves_the_choice_of_the_gpu_to_us() -> None:
     assert runner.own_device({'LOCAL_RANK': '1'}) == '1'
     assert runner.own_device({'LOCAL_RANK': '1', 'CUDA_VISIBLE_DEVICES': '4,7'}) == '7'
     assert runner.own_device({'SLURM_LOCALID': '1', 'CUDA_VISIBLE_DEVICES': '4'}) is None
+    assert runner.own_device({'LOCAL_RANK': '1', 'CUDA_VISIBLE_DEVICES': ''}) is None
 
 
 def test_a_source_that_is_lost_is_told_with_how_much_of_it(tmp_path: Path) -> None:

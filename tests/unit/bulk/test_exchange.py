@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+from folders import written
 
 from clipflow import ROOT
 from clipflow.bulk import exchange, workspace
@@ -125,6 +127,24 @@ def test_of_several_texts_and_places_none_is_lost(tmp_path: Path) -> None:
     (found,) = came_back(faulty(tmp_path, VECTORS[:1], json.dumps(row) + '\n'))
     assert (found.id, found.uri, found.text) == ('1', 'http://x/a', 'the caption')
     assert json.loads(found.tags) == {'image_path': 'a.jpg', 'text': 'another'}
+
+
+def test_of_what_only_parquet_holds_times_are_texts_and_pictures_are_left_out(tmp_path: Path) -> None:
+    when = datetime(2024, 2, 29, 12, tzinfo=UTC)
+    columns = {
+        'image_path': ['a'],
+        'when': [when],
+        'thumbnail': [b'\xff\xd8'],
+        'inside': [{'mask': b'\x89PNG', 'n': 1}],
+        'said': ['looked at more closely because of this: e+30'],
+    }
+    (found,) = came_back(written(tmp_path / 'given', VECTORS[:1], columns))
+    assert json.loads(found.tags) == {
+        'when': str(when),
+        'thumbnail': None,
+        'inside': {'mask': None, 'n': 1},
+        'said': columns['said'][0],
+    }
 
 
 def test_tags_that_are_reserved_for_us_are_dropped(tmp_path: Path) -> None:

@@ -2,9 +2,12 @@
 
 import fcntl
 import json
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +34,7 @@ runpy.run_path(place)['guard']()
 found = {}
 for url in urls:
     try:
-        with urllib.request.urlopen(urllib.request.Request(url), timeout=5) as reply:
+        with urllib.request.urlopen(urllib.request.Request(url), timeout=30) as reply:
             found[url] = len(reply.read())
     except Exception as error:
         found[url] = str(error)
@@ -45,11 +48,19 @@ def site() -> Iterator[Site]:
         yield running
 
 
-def fetched(*asked: str, private: bool = True, seconds: float = 1.0) -> dict[str, Any]:
+# A name has many addresses, all that of a server that takes no connection.
+MANY = """
+import socket
+one = (socket.AF_INET, socket.SOCK_STREAM, 6, '', ('127.0.0.1', {port}))
+socket.getaddrinfo = lambda host, *_, **__: [one] * (60 if host == 'many.example' else 1)
+"""
+
+
+def fetched(*asked: str, private: bool = True, seconds: float = 30.0, before: str = '') -> dict[str, Any]:
     limits = json.dumps({'seconds': seconds, 'bytes': 10_000, 'private': private, 'ticks': ''})
-    call = [sys.executable, '-c', FETCH, str(GUARDED), limits, *asked]
+    call = [sys.executable, '-c', before + FETCH, str(GUARDED), limits, *asked]
     environment = {'no_proxy': '*'}
-    done = subprocess.run(call, env=environment, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(call, env=environment, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     return found
@@ -57,15 +68,27 @@ def fetched(*asked: str, private: bool = True, seconds: float = 1.0) -> dict[str
 
 def test_a_fetch_has_an_end_in_time_and_in_bytes(site: Site) -> None:
     paths = ('/a.jpg', '/redirect?/a.jpg', '/large.jpg', '/endless', '/huge', '/gone')
-    found = fetched(*(f'{site.url}{path}' for path in paths), seconds=30.0)
+    found = fetched(*(f'{site.url}{path}' for path in paths))
     too_large = 'larger than 10000 bytes'
     assert list(found.values()) == [5000, 5000, too_large, too_large, too_large, 'HTTP Error 404: Not Found']
-    assert list(fetched(f'{site.url}/drip').values()) == ['took longer than 1.0 s']
+    assert list(fetched(f'{site.url}/drip', seconds=1.0).values()) == ['took longer than 1.0 s']
+
+
+def test_all_addresses_of_a_host_have_the_time_of_one_fetch() -> None:
+    with socket.create_server(('127.0.0.1', 0), backlog=0) as deaf, ExitStack() as waiting:
+        port = deaf.getsockname()[1]
+        with suppress(TimeoutError):
+            for _ in range(10):  # until its queue is full
+                waiting.enter_context(socket.create_connection(('127.0.0.1', port), 1))
+        begun = time.monotonic()
+        (reason,) = fetched('http://many.example/a.jpg', seconds=1.0, before=MANY.format(port=port)).values()
+    assert 'timed out' in reason
+    assert time.monotonic() - begun < 30
 
 
 def test_redirects_count_for_one_fetch(site: Site) -> None:
     once = '/around?/a.jpg'
-    found = fetched(f'{site.url}{once}', f'{site.url}/around?{once}', f'{site.url}/a.jpg', seconds=30.0)
+    found = fetched(f'{site.url}{once}', f'{site.url}/around?{once}', f'{site.url}/a.jpg')
     assert list(found.values()) == [5000, 'larger than 10000 bytes', 5000]
 
 
@@ -78,7 +101,22 @@ def test_only_http_is_fetched_also_behind_a_redirect(site: Site, tmp_path: Path)
         assert word in reason
 
 
-@pytest.mark.parametrize('host', ['127.0.0.1', 'localhost', '[::1]', '169.254.169.254', '10.0.0.1', '0', '224.0.0.1'])
+@pytest.mark.parametrize(
+    'host',
+    [
+        '127.0.0.1',
+        'localhost',
+        '[::1]',
+        '169.254.169.254',
+        '10.0.0.1',
+        '0',
+        '224.0.0.1',
+        '[::ffff:127.0.0.1]',
+        '[64:ff9b::a9fe:a9fe]',
+        '[2002:7f00:1::1]',
+        '[fec0::1]',
+    ],
+)
 def test_addresses_that_are_not_public_are_refused(site: Site, host: str) -> None:
     url = f'http://{host}:{site.url.rpartition(":")[2]}/a.jpg'
     asked = site.asked['/a.jpg']
@@ -90,10 +128,10 @@ def test_addresses_that_are_not_public_are_refused(site: Site, host: str) -> Non
 # -- lists ------------------------------------------------------------------------------------------------------------
 
 
-def prepared(folder: Path, file: Path, columns: Columns | None = None) -> Listed:
-    source = urls.opened(str(file), columns or Columns())
+def prepared(folder: Path, file: Path, options: dict[str, str] | None = None) -> Listed:
+    source = urls.opened(str(file), Columns())
     assert source is not None
-    return urls.prepared(folder / 'urls', str(file), source, columns or Columns())
+    return urls.prepared(folder / 'urls', str(file), source, options or {})
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
@@ -141,8 +179,8 @@ def test_a_list_that_has_changed_and_another_one_are_refused(tmp_path: Path) -> 
         file.write_text('http://e/1\n')
     before = prepared(tmp_path / 'out', one)
     assert prepared(tmp_path / 'out', one) == before
-    with pytest.raises(Conflict, match='other columns'):
-        prepared(tmp_path / 'out', one, Columns('url'))
+    with pytest.raises(Conflict, match='begun with none of these options; give the same'):
+        prepared(tmp_path / 'out', one, {'--image-size': '256'})
     with pytest.raises(Conflict, match='another folder'):
         prepared(tmp_path / 'out', two)
     one.write_text('http://e/1\nhttp://e/2\n')

@@ -1,6 +1,7 @@
 """An index for others that is larger than the memory for it: the same index, made of parts."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from folders import unit, written
 from clipflow import ROOT
 from clipflow.bulk import index_file, on_disk
 from clipflow.bulk.mapped import Mapped
-from clipflow.errors import InvalidParameter
+from clipflow.errors import Conflict, InvalidParameter
 from clipflow.index.choice import Wanted
 
 COUNT, DIMENSION = 30_000, 16
@@ -71,6 +72,42 @@ def test_a_kind_whose_parts_cannot_be_merged_is_refused_and_nothing_is_left(fold
     with pytest.raises(InvalidParameter, match='cannot be merged on disk'):
         made(folder, tmp_path / 'index', 'IVF64,PQ8x4fs', LITTLE)
     assert list(tmp_path.iterdir()) == []
+
+
+_KILLED = """
+import os, signal, sys
+from pathlib import Path
+from clipflow.bulk import index_file
+from clipflow.bulk.mapped import Mapped
+from clipflow.index.choice import Wanted
+
+os.cpu_count = lambda: 1  # all in this process
+wanted = Wanted('ivf', memory=int(sys.argv[3]))
+index_file.write(Mapped(Path(sys.argv[1])), Path(sys.argv[2]), wanted, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+"""
+
+
+def test_what_a_killed_process_has_left_is_gone_with_the_next(folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / 'index'
+    command = [sys.executable, '-W', 'ignore', '-c', _KILLED, str(folder), str(file), str(LITTLE)]
+    assert subprocess.run(command, check=False, cwd=ROOT, timeout=300).returncode == -signal.SIGKILL
+    assert len(list(tmp_path.rglob('*'))) > 1
+    made(folder, file, 'ivf', LITTLE)
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_two_do_not_make_one_file(folder: Path, tmp_path: Path) -> None:
+    refused: list[Conflict] = []
+
+    def another(phase: str, count: int) -> None:
+        with pytest.raises(Conflict, match='another process makes') as error:
+            index_file.write(Mapped(folder), tmp_path / 'index', Wanted('flat'), lambda *_: None)
+        refused.append(error.value)
+
+    index_file.write(Mapped(folder), tmp_path / 'index', Wanted('flat'), another)
+    assert refused
+    assert faiss.read_index(str(tmp_path / 'index')).ntotal == COUNT
+    assert [path.name for path in tmp_path.iterdir()] == ['index']
 
 
 _GROWTH = """
