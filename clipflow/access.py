@@ -30,6 +30,8 @@ class Scope(IntEnum):
 
 current: ContextVar[Scope] = ContextVar('scope', default=Scope.WRITE)
 """Of the HTTP request that is being answered."""
+probing: ContextVar[bool] = ContextVar('probing', default=False)
+"""Whether our own HTTP application asks for itself how the stages are."""
 
 
 class Access:

@@ -326,7 +326,7 @@ class GatewaySettings(ReadsFiles):
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
         description='Names by which HTTP may be asked for, beside addresses and `localhost`, separated by `,`; `*` for '
-        'all. They matter where the gateway listens on this machine alone and needs no key ([HTTP](http.md#keys)).',
+        'all, as usual unless only this machine reaches it, and always with keys ([HTTP](http.md#keys)).',
     )
     tls_certificate: Path | None = Field(None, description='PEM file of the certificate, for gRPC and HTTP.')
     tls_key: Path | None = Field(None, description='PEM file of its key.')
@@ -355,6 +355,13 @@ class GatewaySettings(ReadsFiles):
                     f'{origin!r} is no origin such as https://shop.example, without a path or a slash behind it'
                 )
         return found
+
+    @field_validator('allowed_hosts', mode='after')
+    @classmethod
+    def _names(cls, found: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(re.fullmatch(r'\*|[\w.-]*\w', name) for name in found):
+            raise ValueError('give names such as photos.example, without a scheme, a port or a path')
+        return tuple(name.lower() for name in found)
 
     @model_validator(mode='after')
     def _both_files(self) -> Self:

@@ -130,7 +130,7 @@ class _Filtered(Parameters):
 
 class _Page(_Filtered):
     limit: int = Field(10, ge=1, le=MAX_LIMIT)
-    offset: int = Field(0, ge=0, le=1_000_000)
+    offset: int = Field(0, ge=0, le=10**9)
 
 
 class SearchParameters(EncodeParameters, _Page):
@@ -164,7 +164,9 @@ class SearchParameters(EncodeParameters, _Page):
         return self.dedup is not None or bool(self.diversity) or self.candidates > 0
 
     @model_validator(mode='after')
-    def _relevant_set(self) -> Self:
+    def _consistent(self) -> Self:
+        if self.offset + self.limit > 2 * MAX_LIMIT:  # all before a page is found, sent and ordered with it
+            raise ValueError(f"'offset' and 'limit' reach the best {2 * MAX_LIMIT:,}; narrow the search with 'filter'")
         if self.sort_by is not None and self.min_score is None and self.relevance is None:
             raise ValueError(
                 "'sort_by' orders what is relevant: say with 'relevance' (such as 0.99) or 'min_score' what that is"

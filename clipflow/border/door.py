@@ -212,7 +212,8 @@ class Door:
     async def _reply(self, request: DataRequest, size: int) -> DataRequest:
         try:
             deadline = self._check(request, size)
-            places = 0 if _is_probe(request) else 1
+            # That a service is full has to be seen.
+            places = 0 if access.probing.get() else 1
             if places and self.inside >= self._settings.max_in_flight:
                 raise Overloaded(f'{self.inside} requests are being served; try again a little later')
             self.inside += places
@@ -244,7 +245,7 @@ class Door:
         """Refuse what cannot be served, before any work; returns the deadline in seconds since the epoch."""
         if size > self._settings.max_request_bytes:
             limit = self._settings.max_request_bytes
-            raise TooLarge(f'the request has {size:,} bytes, more than the {limit:,} allowed; send fewer at once')
+            raise TooLarge(f'the request has {size:,} bytes, more than the {limit:,} allowed; send less at once')
         try:
             header, struct = request.header, request.proto_wo_data.parameters
             given = request.parameters
@@ -278,11 +279,6 @@ class Door:
         if status.exception.name == 'DecodeError':
             return InvalidDocument('the request holds a document that cannot be read (nested too deeply?)')
         return Internal(f'a stage failed; see its log under {reply.header.request_id}')
-
-
-def _is_probe(request: DataRequest) -> bool:
-    """Whether our own HTTP application asks how the stages are: that a service is full has to be seen."""
-    return request.header.exec_endpoint == '/status' and getattr(request, _IDENTITY, None) is None
 
 
 def _refusal(request: DataRequest, error: ClipflowError) -> DataRequest:

@@ -1,6 +1,7 @@
 """The FastAPI application: one router a resource, our errors, our limits. It reaches the Flow through one function."""
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
+from fastapi.security import HTTPBearer
 from fastapi_offline import FastAPIOffline
 from starlette.middleware.cors import CORSMiddleware
 
@@ -46,6 +47,9 @@ def create_app(
         version=__version__,
         description='Find pictures and texts by meaning.',
         redoc_url=None,
+        responses=problems.DESCRIBED,
+        # `Guard` looks at the key; this says in the description that one is needed, and lets /docs send it.
+        dependencies=[Depends(HTTPBearer(auto_error=False))] if access.asks else [],
     )
     flow = checked(flow)
     problems.install(app)
@@ -61,14 +65,14 @@ def create_app(
     app.include_router(openai.router(flow))
     bodies.describe_all(app, [SearchRequest, NewDocuments])
     app.add_middleware(limits.AnswersHead)
-    app.add_middleware(limits.BodyLimit, limit=settings.max_request_bytes)
+    app.add_middleware(limits.BodyLimit, limit=settings.max_request_bytes, seconds=settings.request_timeout)
     app.add_middleware(limits.CancelOnDisconnect)
     app.add_middleware(
         Guard,
         access=access,
         limit=RateLimit(settings.rate_limit),
         origins=settings.cors_origins,
-        hosts=settings.allowed_hosts if local and not access.asks else None,
+        hosts=settings.allowed_hosts if (local or settings.allowed_hosts) and not access.asks else None,
     )
     app.add_middleware(limits.Traceable, metrics=metrics)
     if settings.cors_origins:

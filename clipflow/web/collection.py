@@ -13,6 +13,7 @@ from clipflow.settings import GatewaySettings
 from clipflow.sources import Sources
 from clipflow.tags import plain_tags
 from clipflow.web import bodies
+from clipflow.web.documents import INCLUDE, Include, included
 from clipflow.web.flow import FlowCall, document_json, only
 
 _SHOWN = frozenset(f'image/{kind}' for kind in ('jpeg', 'png', 'webp', 'gif', 'avif', 'bmp', 'tiff'))
@@ -27,10 +28,11 @@ def router(flow: FlowCall, settings: GatewaySettings) -> APIRouter:
     @routes.get('/documents', summary='A page of the stored documents, in the order in which they came')
     async def page(
         limit: int = Query(10, ge=1, le=wire.MAX_LIMIT),
-        offset: int = Query(0, ge=0, le=1_000_000),
+        offset: int = Query(0, ge=0, le=10**9),
         filter: str | None = Query(None, description='a condition on tags, as JSON'),
+        include: Include = INCLUDE,
     ) -> dict[str, Any]:
-        parameters = {'limit': limit, 'offset': offset, **_condition(filter)}
+        parameters = {'limit': limit, 'offset': offset, **_condition(filter), **included(include)}
         return {'documents': [document_json(doc) for doc in await flow('/get', DocumentArray(), parameters)]}
 
     @routes.delete('/documents', summary='Delete all documents that pass a condition, or all')

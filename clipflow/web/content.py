@@ -9,12 +9,13 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from clipflow import wire
 from clipflow.errors import InvalidDocument, InvalidParameter, NotFound
+from clipflow.tags import check_sendable, unsendable
 from clipflow.web.flow import FlowCall, from_base64
 
 STAGE = 'gateway'
 Vector = Annotated[list[float], Field(min_length=1, max_length=65536)]
 _KINDS = ('text', 'image', 'uri', 'id', 'embedding')
-_LIGHTEST, _HEAVIEST = 1e-30, 1e30
+_LIGHTEST, HEAVIEST = 1e-30, 1e30
 """Weights between which a Document can tell one from none, and a sum of them stays finite."""
 
 
@@ -72,7 +73,8 @@ async def documents_of(flow: FlowCall, contents: Sequence[Content]) -> DocumentA
     Raises:
         ClipflowError: the stored vectors that are asked for cannot be had at all.
     """
-    ids = list(dict.fromkeys(content.id for content in contents if content.id is not None))
+    asked = dict.fromkeys(content.id for content in contents if content.id is not None)
+    ids = [name for name in asked if not unsendable(name)]
     stored = {}
     if ids:
         found = await flow('/get', DocumentArray(), {'ids': ids, 'include': ['embedding']})
@@ -82,6 +84,7 @@ async def documents_of(flow: FlowCall, contents: Sequence[Content]) -> DocumentA
         doc = Document(id=str(number))
         with wire.caught(doc, STAGE):
             _fill(doc, content, stored)
+            check_sendable(doc)
         docs.append(doc)
     return docs
 
@@ -102,7 +105,7 @@ async def query_document(flow: FlowCall, query: Query) -> Document:
     for doc, part in zip(docs, query.query, strict=True):
         if abs(part.weight) < _LIGHTEST:
             raise InvalidParameter('a part of weight 0 has no effect; leave it out')
-        if abs(part.weight) > _HEAVIEST:
+        if abs(part.weight) > HEAVIEST:
             raise InvalidParameter(
                 f'the weight {part.weight:g} of a part is too large; weights are relative, such as 1 or -0.5'
             )

@@ -2,23 +2,25 @@
 
 import json
 from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from docarray import Document, DocumentArray
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.datastructures import UploadFile
 from starlette.types import Receive, Scope, Send
 
-from clipflow import wire
+from clipflow import access, wire
 from clipflow.errors import ClipflowError, InvalidDocument, InvalidParameter, NotFound, TooLarge
 from clipflow.tags import check_sendable
 from clipflow.web import bodies
 from clipflow.web.content import STAGE
 from clipflow.web.flow import FlowCall, document_json, error_json, from_base64, only
 
+Include = list[Literal['tags', 'uri', 'embedding']] | None
+INCLUDE = Query(None, description='what comes beside id and text; tags and uri by default')
 _MAX_FILES = 1000
 _LINES_AT_ONCE = 32
 
@@ -75,6 +77,10 @@ _FORM = {
     'ids': {'type': 'array', 'items': {'type': 'string'}},
     'tags': {'type': 'string', 'description': 'a JSON object, for all files'},
 }
+_BODY = bodies.described(NewDocuments, _FORM, 'files')
+_BODY['requestBody']['content'][bodies.LINES] = {
+    'schema': {'type': 'string', 'description': 'one of `documents` a line; what became of it comes back as a line'}
+}
 
 
 class _WhileReading(StreamingResponse):
@@ -84,26 +90,28 @@ class _WhileReading(StreamingResponse):
         await self.stream_response(send)
 
 
-def router(flow: FlowCall, longest_line: int) -> APIRouter:
+def router(flow: FlowCall, limit: int) -> APIRouter:
     """The routes.
 
     Args:
         flow: the way into the Flow.
-        longest_line: of JSON lines, in bytes; the whole may be of any length.
+        limit: of a request in bytes; of JSON lines each line has it, and the whole may be of any length.
     """
     routes = APIRouter(prefix='/v1', tags=['documents'])
 
     @routes.post(
         '/documents',
-        summary='Store documents: JSON, or pictures as multipart',
-        openapi_extra=bodies.described(NewDocuments, _FORM, 'files'),
+        summary='Store documents: JSON, JSON lines, or pictures as multipart',
+        openapi_extra=_BODY,
+        responses={200: {'content': {bodies.LINES: {}}}},
     )
     async def store(request: Request) -> Any:
         kind = bodies.media_type(request.headers.get('content-type', ''))
         if kind == bodies.LINES:
-            return _WhileReading(_lines(flow, request, longest_line), media_type=bodies.LINES)
+            access.check(access.current.get(), '/index')  # later it could be said of each line only
+            return _WhileReading(_lines(flow, request, limit), media_type=bodies.LINES)
         if kind == bodies.FORM:
-            docs = await _from_form(request)
+            docs = await _from_form(request, limit)
         elif kind in (bodies.JSON, ''):
             body = bodies.parsed(NewDocuments, await request.body())
             docs = DocumentArray([item.document() for item in body.documents])
@@ -116,8 +124,8 @@ def router(flow: FlowCall, longest_line: int) -> APIRouter:
         return {'stored': sum(item['error'] is None for item in items), 'documents': items}
 
     @routes.get('/documents/{id:path}', summary='Read one document')
-    async def read(id: str) -> dict[str, Any]:
-        return document_json(only(await flow('/get', DocumentArray(), {'ids': [id]})))
+    async def read(id: str, include: Include = INCLUDE) -> dict[str, Any]:
+        return document_json(only(await flow('/get', DocumentArray(), {'ids': [id], **included(include)})))
 
     @routes.patch('/documents/{id:path}', summary='Merge tags into those of a document; null removes one')
     async def update(id: str, patch: Patch) -> dict[str, Any]:
@@ -137,6 +145,11 @@ def router(flow: FlowCall, longest_line: int) -> APIRouter:
         return Response(doc.blob, media_type='image/webp', headers={'Cache-Control': 'max-age=60'})
 
     return routes
+
+
+def included(names: Include) -> dict[str, Any]:
+    """For the Flow."""
+    return {} if names is None else {'include': names}
 
 
 def _public(tags: dict[str, Any]) -> dict[str, Any]:
@@ -211,7 +224,7 @@ def _outcomes(docs: DocumentArray) -> list[dict[str, Any]]:
     return [{'id': doc.id, 'error': error_json(error) if (error := wire.error_of(doc)) else None} for doc in docs]
 
 
-async def _from_form(request: Request) -> DocumentArray:
+async def _from_form(request: Request, limit: int) -> DocumentArray:
     async with request.form(max_files=_MAX_FILES, max_fields=_MAX_FILES + 1) as form:  # ids, and the tags
         files = [item for item in form.getlist('files') if isinstance(item, UploadFile)]
         ids = [str(item) for item in form.getlist('ids')]
@@ -219,7 +232,10 @@ async def _from_form(request: Request) -> DocumentArray:
             raise InvalidParameter("the form has no file in its field 'files'")
         if ids and len(ids) != len(files):
             raise InvalidParameter(f"there are {len(files)} 'files' but {len(ids)} 'ids'")
-        tags = bodies.json_object(str(form.get('tags') or '{}'))
+        text = str(form.get('tags') or '{}')
+        if len(text) * len(files) > limit:
+            raise TooLarge("'tags' are too long for so many files; send fewer files at once")
+        tags = bodies.json_object(text)
         if tags is None:
             raise InvalidDocument("the field 'tags' is not a JSON object")
         docs = DocumentArray()
@@ -230,5 +246,7 @@ async def _from_form(request: Request) -> DocumentArray:
             with wire.caught(doc, STAGE):
                 wire.check_id(doc)
                 check_sendable(doc)
+                if not doc.blob:
+                    raise InvalidDocument(f'{doc.id[:40]!r}: the file is empty')
             docs.append(doc)
         return docs

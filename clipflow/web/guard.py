@@ -1,7 +1,6 @@
 """Before the application: whose request it is, what they may do, and whether they have asked too often."""
 
 import ipaddress
-import json
 from collections.abc import Collection, Mapping
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -9,7 +8,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from clipflow import access
 from clipflow.access import Access, RateLimit, key_of
 from clipflow.errors import ClipflowError, Forbidden, Unauthorized
-from clipflow.web.problems import MEDIA_TYPE, problem, retry_header
+from clipflow.web.problems import respond
 
 _OPEN = ('/healthz', '/readyz', '/openapi.json', '/favicon.ico', '/')
 _OPEN_BELOW = ('/docs', '/page/', '/static-offline-docs/')
@@ -46,7 +45,8 @@ class Guard:
         try:
             found = self._admit(scope)
         except ClipflowError as error:
-            return await _refuse(send, error)
+            challenge = {'WWW-Authenticate': 'Bearer'} if isinstance(error, Unauthorized) else {}
+            return await respond(error, **challenge)(scope, receive, send)
         token = access.current.set(found)
         try:
             await self._app(scope, receive, send)
@@ -113,12 +113,3 @@ def _address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 def _is_open(scope: Scope) -> bool:
     path = scope['path'].removeprefix(scope.get('root_path', ''))
     return path in _OPEN or path.startswith(_OPEN_BELOW)
-
-
-async def _refuse(send: Send, error: ClipflowError) -> None:
-    headers = [(b'content-type', MEDIA_TYPE.encode())]
-    if isinstance(error, Unauthorized):
-        headers.append((b'www-authenticate', b'Bearer'))
-    headers += [(name.lower().encode(), value.encode()) for name, value in retry_header(error).items()]
-    await send({'type': 'http.response.start', 'status': error.status, 'headers': headers})
-    await send({'type': 'http.response.body', 'body': json.dumps(problem(error)).encode()})

@@ -8,7 +8,7 @@ from typing import Any
 from docarray import DocumentArray
 from fastapi import APIRouter, Request, Response
 
-from clipflow import __version__
+from clipflow import __version__, access
 from clipflow.errors import ClipflowError, NotReady, from_code
 from clipflow.metrics import CONTENT_TYPE, Metrics
 from clipflow.tags import plain_tags
@@ -33,12 +33,15 @@ class _Probe:
         """What each stage says, by its name."""
         async with self._lock:
             if time.monotonic() > self._until:
+                asking = access.probing.set(True)
                 try:
                     docs = await self._flow('/status', DocumentArray(), {DEADLINE: time.time() + _PROBE_SECONDS})
                     self._found = {doc.id: plain_tags(doc) for doc in docs}
                     self._metrics.note(self._found)
                 except ClipflowError as error:
                     self._found = error  # also for those that wait here: each would wait for a time-out of its own
+                finally:
+                    access.probing.reset(asking)
                 self._until = time.monotonic() + _FRESH_SECONDS
             if isinstance(self._found, ClipflowError):
                 raise from_code(self._found.code, self._found.message)

@@ -13,7 +13,10 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
 from clipflow.errors import ClipflowError, InvalidDocument, InvalidParameter
+from clipflow.web import bodies
+from clipflow.web.content import HEAVIEST
 from clipflow.web.flow import FlowCall
+from clipflow.wire import ENDPOINTS
 
 _KINDS: dict[str, Any] = {
     **dict.fromkeys(('id', 'text', 'uri', 'mime_type', 'modality', 'blob'), str),
@@ -24,13 +27,42 @@ _KINDS: dict[str, Any] = {
 }
 _FIELDS = ('id', 'text', 'uri', 'mime_type', 'weight', 'modality')
 _SUCCESS, _ERROR = 0, 1
+_TEXT, _ARRAY, _OBJECT = {'type': 'string'}, {'type': 'array'}, {'type': 'object'}
+_ITEM = {
+    'type': 'object',
+    'properties': {
+        'id': _TEXT,
+        'text': _TEXT,
+        'uri': _TEXT,
+        'blob': {**_TEXT, 'description': 'base64'},
+        'tensor': _ARRAY,
+        'embedding': _ARRAY,
+        'tags': _OBJECT,
+        'chunks': {**_ARRAY, 'items': _OBJECT},
+        'matches': {**_ARRAY, 'items': _OBJECT},
+    },
+}
+_BODY = {
+    'type': 'object',
+    'properties': {
+        'exec_endpoint': {**_TEXT, 'description': 'of the Flow', 'examples': list(ENDPOINTS)},
+        'data': {**_ARRAY, 'items': _ITEM},
+        'parameters': {**_OBJECT, 'description': 'of the endpoint'},
+    },
+    'required': ['exec_endpoint'],
+}
 
 
 def router(flow: FlowCall) -> APIRouter:
     """The route."""
     routes = APIRouter(tags=['jina'])
 
-    @routes.post('/post', summary="For Jina's HTTP clients: any endpoint of the Flow")
+    @routes.post(
+        '/post',
+        summary="For Jina's HTTP clients: any endpoint of the Flow",
+        openapi_extra={'requestBody': {'required': True, 'content': {bodies.JSON: {'schema': _BODY}}}},
+        responses={'default': {'description': 'An error: the same, with the code 1 in `header.status`'}},
+    )
     async def post(request: Request) -> JSONResponse:
         try:
             body = await request.json()
@@ -73,6 +105,8 @@ def _document(item: Any) -> Document:
     wrong = [name for name, kind in _KINDS.items() if item.get(name) is not None and not isinstance(item[name], kind)]
     if wrong:
         raise InvalidDocument(f'the document {str(item.get("id"))[:40]!r}: {wrong[0]!r} is of another type')
+    if not abs(item.get('weight') or 0) <= HEAVIEST:
+        raise InvalidDocument(f'the document {str(item.get("id"))[:40]!r}: its weight is too large, or not finite')
     try:
         doc = Document(**{name: item[name] for name in _FIELDS if item.get(name)}, tags=item.get('tags') or {})
         if item.get('blob') and not doc.text:
@@ -96,7 +130,11 @@ def _array(value: Any) -> Any:
     if array.dtype.kind not in 'biuf':
         raise InvalidDocument('an array holds something other than numbers')
     if array.ndim != 3 or array.dtype.kind not in 'iu':
-        return array.astype(np.float32)
+        with np.errstate(over='ignore'):
+            array = array.astype(np.float32)
+        if not np.isfinite(array).all():
+            raise InvalidDocument('an array holds a number that is not finite, or too large')
+        return array
     if array.size and not 0 <= array.min() <= array.max() <= 255:
         raise InvalidDocument('a tensor of whole numbers holds pixels, which are from 0 to 255')
     return array.astype(np.uint8)

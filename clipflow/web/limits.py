@@ -1,49 +1,72 @@
 """Around the application: how large a body may be, how long somebody waits, and how a request is known elsewhere."""
 
 import asyncio
-import json
 import re
 import uuid
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from clipflow import logs, tracing
-from clipflow.errors import TooLarge
+from clipflow.errors import ClipflowError, Overloaded, Timeout, TooLarge
 from clipflow.metrics import Metrics
-from clipflow.web.bodies import LINES
-from clipflow.web.problems import MEDIA_TYPE, problem
+from clipflow.web.bodies import LINES, media_type
+from clipflow.web.problems import respond
 
+_SLOWEST = 10_000
+"""Bytes a second: so slow may a body arrive for as long as it takes."""
+_BODIES = 16
+"""As many bytes as so many of the largest requests have are inside at once."""
 _REQUEST_ID = re.compile(r'[\w.:-]{1,128}', re.ASCII)
 
 
 class BodyLimit:
-    """Answers 413 as soon as a body is known to be too large, by its header or by what has arrived."""
+    """Refuses a body as soon as it is known to be too large or too slow, or while others fill what there is for all.
 
-    def __init__(self, app: ASGIApp, limit: int) -> None:
+    JSON lines of documents are read one by one: each has the limits, and not the whole.
+
+    Args:
+        app: what is guarded.
+        limit: of one body, in bytes.
+        seconds: in which it has to arrive, beside what the slowest connection takes.
+    """
+
+    def __init__(self, app: ASGIApp, limit: int, seconds: float) -> None:
         self._app = app
-        self._limit = limit
+        self._limit, self._seconds = limit, seconds
+        self._held = 0  # bytes of all requests that are inside
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI interface."""
         if scope['type'] != 'http':
             return await self._app(scope, receive, send)
         headers = dict(scope['headers'])
-        lines = headers.get(b'content-type', b'').startswith(LINES.encode())
         path = scope['path'].removeprefix(scope.get('root_path', ''))
-        if lines and (scope['method'], path) == ('POST', '/v1/documents'):
-            return await self._app(scope, receive, send)  # read line by line; each has the limit
+        kind = media_type(headers.get(b'content-type', b'').decode('latin-1'))
+        lines = (scope['method'], path, kind) == ('POST', '/v1/documents', LINES)
         declared = headers.get(b'content-length', b'0')
-        if int(declared) > self._limit if declared.isdigit() else False:
-            return await self._refuse(send)
+        if not lines and declared.isdigit() and int(declared) > self._limit:
+            return await respond(self._too_large(), connection='close')(scope, receive, send)
+        clock = asyncio.get_running_loop().time
+        begun = clock()
         arrived = 0
-        answered = False
+        complete = answered = False
 
         async def counted() -> Message:
-            nonlocal arrived
-            message = await receive()
-            arrived += len(message.get('body', b''))
+            nonlocal arrived, complete
+            since = clock() if lines else begun + arrived / _SLOWEST
+            try:
+                async with asyncio.timeout_at(None if complete else since + self._seconds):
+                    message = await receive()
+            except TimeoutError:
+                raise _Stopped(Timeout('the body did not arrive in time; send less at once')) from None
+            complete = not message.get('more_body')
+            size = 0 if lines else len(message.get('body', b''))
+            arrived += size
+            self._held += size
             if arrived > self._limit:
-                raise _Exceeded
+                raise _Stopped(self._too_large())
+            if self._held > _BODIES * self._limit:
+                raise _Stopped(Overloaded('too many large requests arrive at once; try again a little later'))
             return message
 
         async def watched(message: Message) -> None:
@@ -53,19 +76,22 @@ class BodyLimit:
 
         try:
             await self._app(scope, counted, watched)
-        except _Exceeded:
+        except _Stopped as stopped:
             if not answered:
-                await self._refuse(send)
+                await respond(stopped.error, connection='close')(scope, receive, send)
+        finally:
+            self._held -= arrived
 
-    async def _refuse(self, send: Send) -> None:
-        error = TooLarge(f'the body is larger than {self._limit:,} bytes; send fewer documents at once')
-        headers = [(b'content-type', MEDIA_TYPE.encode()), (b'connection', b'close')]
-        await send({'type': 'http.response.start', 'status': error.status, 'headers': headers})
-        await send({'type': 'http.response.body', 'body': json.dumps(problem(error)).encode()})
+    def _too_large(self) -> TooLarge:
+        return TooLarge(f'the body is larger than {self._limit:,} bytes; send fewer documents at once')
 
 
-class _Exceeded(BaseException):
+class _Stopped(BaseException):
     """Passes every handler between the body and the middleware."""
+
+    def __init__(self, error: ClipflowError) -> None:
+        super().__init__(error)
+        self.error = error
 
 
 class AnswersHead:

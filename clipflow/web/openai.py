@@ -19,9 +19,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from clipflow import wire
 from clipflow.errors import ClipflowError, InvalidParameter, ModelMismatch, NotFound, Unavailable
-from clipflow.tags import check_sendable
 from clipflow.web import bodies, problems
-from clipflow.web.content import STAGE, Content, documents_of
+from clipflow.web.content import Content, documents_of
 from clipflow.web.flow import FlowCall
 
 _ANY_MODEL = ('', 'clipflow')
@@ -122,7 +121,8 @@ class _Route(APIRoute):
 
 def router(flow: FlowCall) -> APIRouter:
     """The routes."""
-    routes = APIRouter(prefix='/v1', tags=['openai'], route_class=_Route)
+    refused = {'description': "An error in OpenAI's shape", 'content': {bodies.JSON: {'schema': {'type': 'object'}}}}
+    routes = APIRouter(prefix='/v1', tags=['openai'], route_class=_Route, responses={'default': refused})
 
     @routes.post(
         '/embeddings',
@@ -133,8 +133,6 @@ def router(flow: FlowCall) -> APIRouter:
         asked = bodies.parsed(EmbeddingsRequest, await request.body())
         docs = await documents_of(flow, asked.contents())
         for doc in docs:
-            with wire.caught(doc, STAGE):
-                check_sendable(doc)
             _raise_error_of(doc)
         name = asked.model or ''
         endpoint = '/encode' if name in _ANY_MODEL else f'/encode/{name}'

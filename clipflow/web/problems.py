@@ -11,6 +11,14 @@ from clipflow.errors import ClipflowError, Internal, InvalidParameter, NotFound,
 
 MEDIA_TYPE = 'application/problem+json'
 _RETRY_AFTER_SECONDS = '1'
+_FIELDS = {name: {'type': 'string'} for name in ('type', 'title', 'detail', 'code')} | {'status': {'type': 'integer'}}
+DESCRIBED: dict[int | str, dict[str, Any]] = {
+    'default': {
+        'description': 'An error, as a problem document',
+        'content': {MEDIA_TYPE: {'schema': {'type': 'object', 'properties': _FIELDS, 'required': list(_FIELDS)}}},
+    }
+}
+"""Of every route, for OpenAPI."""
 
 
 def problem(error: ClipflowError) -> dict[str, Any]:
@@ -24,9 +32,9 @@ def problem(error: ClipflowError) -> dict[str, Any]:
     }
 
 
-def respond(error: ClipflowError) -> JSONResponse:
+def respond(error: ClipflowError, **headers: str) -> JSONResponse:
     """The response to `error`."""
-    return JSONResponse(problem(error), error.status, retry_header(error), MEDIA_TYPE)
+    return JSONResponse(problem(error), error.status, {**headers, **retry_header(error)}, MEDIA_TYPE)
 
 
 def retry_header(error: ClipflowError) -> dict[str, str]:

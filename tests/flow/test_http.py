@@ -396,7 +396,7 @@ def test_openapi_lists_every_route(http: httpx.Client) -> None:
         ('post', '/post'),
     }
     bodies = told['paths']['/v1/documents']['post']['requestBody']['content']
-    assert set(bodies) == {'application/json', 'multipart/form-data'}
+    assert set(bodies) == {'application/json', 'multipart/form-data', 'application/x-ndjson'}
 
 
 def test_post_speaks_jinas_protocol(http: httpx.Client) -> None:

@@ -90,6 +90,18 @@ def test_documents_come_in_pages_and_by_a_condition(album: httpx.Client) -> None
         assert problem_of(album.get('/v1/documents', params={'filter': wrong})) == (400, 'invalid-filter')
 
 
+def test_what_comes_with_a_document_can_be_chosen(album: httpx.Client) -> None:
+    several = [('include', 'tags'), ('include', 'embedding')]
+    page = album.get('/v1/documents', params=[('limit', '1'), *several]).json()['documents']
+    one = album.get('/v1/documents/d0', params=several).json()
+    assert page == [one]
+    assert one['tags'] == {'n': 0, 'album': 'even', 'on': False}
+    assert np.linalg.norm(one['embedding']) == pytest.approx(1, abs=1e-5)
+    assert album.get('/v1/documents/d0', params={'include': 'uri'}).json()['tags'] == {}
+    for path in ('/v1/documents', '/v1/documents/d0'):
+        assert problem_of(album.get(path, params={'include': 'colour'})) == (400, 'invalid-parameter')
+
+
 def test_facets_count_values_by_their_type(album: httpx.Client) -> None:
     found = album.get('/v1/facets').json()
     assert found['sampled'] is False
@@ -163,7 +175,7 @@ def test_the_first_lines_are_answered_before_the_last_have_come(fake: Service) -
             seen.append(1)
         yield b'{"id": "last", "text": "last"}\n'
 
-    with httpx.Client(base_url=fake.http, timeout=30, trust_env=False) as client:
+    with httpx.Client(base_url=fake.http, timeout=120, trust_env=False) as client:
         reply = client.post('/v1/documents', content=body(), headers={'Content-Type': 'application/x-ndjson'})
     assert [json.loads(line)['error'] for line in reply.text.splitlines()] == [None] * 65
 
@@ -177,6 +189,21 @@ def test_inputs_are_encoded_each_for_itself(album: httpx.Client) -> None:
     np.testing.assert_allclose(items[1]['embedding'], items[3]['embedding'], atol=1e-6)
     found = album.post('/v1/search', json={'embedding': items[0]['embedding'], 'limit': 1}).json()['matches']
     assert (found[0]['id'], found[0]['score']) == ('d1', pytest.approx(1, abs=1e-5))
+
+
+def test_a_text_that_cannot_be_sent_fails_alone(album: httpx.Client) -> None:
+    inputs = [{'text': '\ud800'}, {'text': 'text 1'}, {'id': '\ud800'}, {'id': 'red'}]
+    json_kind = {'Content-Type': 'application/json'}
+    reply = album.post('/v1/encode', content=json.dumps({'inputs': inputs}), headers=json_kind)
+    codes = [item['error'] and item['error']['code'] for item in reply.json()['items']]
+    assert codes == ['invalid-document', None, 'not-found', None]
+
+
+def test_a_file_that_is_empty_fails_alone(album: httpx.Client) -> None:
+    files = [('files', ('empty.png', b'')), ('files', ('red.png', png('red')))]
+    found = album.post('/v1/documents', files=files).json()
+    assert found['stored'] == 1
+    assert found['documents'][0]['error'] == {'code': 'invalid-document', 'detail': "'empty.png': the file is empty"}
 
 
 def test_candidates_are_put_into_order(album: httpx.Client) -> None:

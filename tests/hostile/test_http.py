@@ -100,6 +100,11 @@ def test_a_form_may_hold_a_thousand_files_with_their_ids_and_a_tag(http: httpx.C
         {'exec_endpoint': '/\ud800'},
         {'exec_endpoint': ['/status']},
         {'exec_endpoint': '/encode', 'data': [{'id': '\ud800', 'text': 5}]},
+        {'exec_endpoint': '/', 'data': [{'id': 'x', 'weight': float('nan')}]},
+        {'exec_endpoint': '/', 'data': [{'id': 'x', 'weight': 1e300}]},
+        {'exec_endpoint': '/', 'data': [{'id': 'x', 'weight': 10**400}]},
+        {'exec_endpoint': '/update', 'data': [{'id': 'x', 'embedding': [float('nan')]}]},
+        {'exec_endpoint': '/index', 'data': [{'id': 'x', 'text': 'a', 'matches': [{'embedding': [1e39]}]}]},
         {'exec_endpoint': '/encode', 'data': [{'id': 'x', 'tensor': [[[300, 0, 0]]]}]},
         {'exec_endpoint': '/encode', 'data': [{'id': 'x', 'tensor': [[[0, -1, 0]]]}]},
     ],
@@ -123,7 +128,7 @@ def test_chunks_in_chunks_are_no_fault_of_ours_however_deep(http: httpx.Client) 
 @pytest.mark.parametrize('host', ['[', '[::1', 'a b', '', '%'])
 @pytest.mark.parametrize('path', ['/nothing', '/config.json', '/v1/search/'])
 def test_a_host_that_is_none_is_no_fault_of_ours(http: httpx.Client, host: str, path: str) -> None:
-    with socket.create_connection((http.base_url.host, http.base_url.port), timeout=30) as connection:
+    with socket.create_connection((http.base_url.host, http.base_url.port), timeout=60) as connection:
         connection.sendall(f'GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n'.encode())
         status = int(connection.makefile('rb').readline().split()[1])
     assert status < 500

@@ -18,6 +18,8 @@ def test_no_request_makes_the_service_fail(fake: Service, tmp_path: Path) -> Non
         str(python.with_name('schemathesis')),
         'run',
         f'{fake.http}/openapi.json',
+        '--exclude-path',
+        '/readyz',  # 503 is an answer there, as on a busy machine
         '--checks',
         'not_a_server_error',
         '--phases',

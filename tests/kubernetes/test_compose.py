@@ -55,6 +55,8 @@ def test_only_the_gateway_is_reachable_and_only_from_this_host() -> None:
     assert [name for name, service in SERVICES.items() if 'ports' in service] == ['gateway']
     assert all(port.startswith('127.0.0.1:') for port in SERVICES['gateway']['ports'])
     assert FILE['networks']['stages'] == {'internal': True}
+    # A page in a browser of this host is no other host: without a key it must not come by a name of its own.
+    assert SERVICES['gateway']['environment']['CLIPFLOW_ALLOWED_HOSTS'] == '${CLIPFLOW_ALLOWED_HOSTS:-localhost}'
 
 
 def test_documents_are_on_a_volume() -> None:

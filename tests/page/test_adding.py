@@ -145,5 +145,5 @@ def test_closed_the_button_tells_how_far_it_is(page: Page, twenty: list[Path]) -
     page.one('#upload [aria-label=Close]').click()
     assert page.one('#add').text == '80 %'
     page.run('window.release()')
-    page.until(lambda: '20 pictures stored' in page.one('#toast').text, 'the confirmation')
+    page.until(lambda: '20 pictures stored' in page.toast, 'the confirmation')
     assert page.one('#add').text == 'Add pictures'

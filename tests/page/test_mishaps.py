@@ -112,7 +112,7 @@ def test_the_same_thumb_twice_is_one_opinion(page: Page, http: httpx.Client) -> 
     page.run("""
         const thumb = document.querySelector('[data-id="moon.png"] [data-judge=up]');
         thumb.click(); thumb.click();""")
-    page.until(lambda: page.one('#toast').text == 'Noted, thank you.', 'the confirmation')
+    page.until(lambda: page.toast == 'Noted, thank you.', 'the confirmation')
     page.click('[data-id="moon.png"] [data-judge=up]')
     page.click('[data-id="coffee.png"] [data-judge=down]')
     pressed = '[data-id="coffee.png"] [data-judge=down][aria-pressed=true]'
@@ -133,7 +133,7 @@ def test_what_is_dropped_while_others_are_sent_is_told_of(page: Page, fake: Serv
     page.one('#files').send_keys('\n'.join(map(str, twenty[:2])))
     page.until(lambda: page.all('#upload .figures'), 'the progress')
     page.drop('#upload', twenty[3], twenty[4])
-    page.until(lambda: page.one('#toast').text.startswith('Others are being sent.'), 'that these were not taken')
+    page.until(lambda: page.toast.startswith('Others are being sent.'), 'that these were not taken')
     page.run('window.release()')
     page.until(lambda: page.one('#upload .outcome').text.startswith('2 pictures stored'), 'the end')
 
@@ -156,7 +156,7 @@ def test_a_picture_that_is_replaced_is_shown_anew(page: Page, http: httpx.Client
     page.one('#add').click()
     page.one('#files').send_keys(str(picture))
     page.until(lambda: page.one('#upload .outcome').text.startswith('1 picture stored'), 'the end')
-    page.until(lambda: page.run(colour) == 'blue', 'the second picture', 10)
+    page.until(lambda: page.run(colour) == 'blue', 'the second picture')
 
 
 def test_results_that_move_come_once(page: Page, http: httpx.Client) -> None:
@@ -197,7 +197,7 @@ def test_a_service_that_comes_back_is_asked_again(page: Page) -> None:
         page.driver.get(page.address)
         page.until(lambda: page.one('#error').text == 'The service cannot be reached.', 'the error')
         page.run('window.away = false')
-        page.until(lambda: len(page.ids) == 9, 'the results, without a word typed', 15)
+        page.until(lambda: len(page.ids) == 9, 'the results, without a word typed')
         page.until(lambda: page.all('#facets details'), 'the filters')
         assert not page.one('#error').is_displayed()
 
@@ -230,7 +230,7 @@ def test_the_last_pages_error_is_seen_where_one_is(page: Page, http: httpx.Clien
         };"""):
         page.open('?q=line')
         page.run('window.scrollTo(0, document.body.scrollHeight)')
-        page.until(lambda: page.one('#toast').text == 'The service cannot be reached.', 'what is wrong')
+        page.until(lambda: page.toast == 'The service cannot be reached.', 'what is wrong')
         assert page.one('#more').is_displayed()
 
 
@@ -244,6 +244,24 @@ def test_a_file_that_is_too_large_stops_no_other(page: Page, fake: Service, twen
     assert [x.text for x in page.all('#upload .failed li b')] == ['a-large.png']
     assert 'larger than' in page.one('#upload .failed li span').text
     assert fake.stored_ids() == {path.name for path in twenty[:3]}
+
+
+def test_a_folder_that_cannot_be_read_stops_no_other(page: Page, fake: Service, twenty: list[Path]) -> None:
+    page.open().one('#add').click()
+    page.run("""
+        DataTransferItem.prototype.webkitGetAsEntry = function () {
+          const picture = this.getAsFile();
+          const folder = (name, readEntries) => ({name, fullPath: name, createReader: () => ({readEntries})});
+          const entries = [
+            {isFile: true, name: picture.name, fullPath: `/card/${picture.name}`, file: (done) => done(picture)},
+            folder('/card/System', (_, fail) => fail(new DOMException('', 'NotReadableError'))),
+          ];
+          return folder('/card', (done) => done(entries.splice(0)));
+        };""")
+    page.drop('#upload', twenty[0])
+    page.until(lambda: page.one('#upload .outcome').text.startswith('1 picture stored'), 'the end')
+    assert [x.text for x in page.all('#upload .failed li b')] == ['card/System']
+    assert fake.stored_ids() == {f'card/{twenty[0].name}'}
 
 
 @pytest.mark.parametrize(('kinds', 'is_picture'), [((), True), (('html',), True), (('plain', 'html'), False)])

@@ -60,6 +60,8 @@ def test_an_unknown_setting_is_named_with_the_nearest_known_one() -> None:
         (GatewaySettings, 'log_format', 'xml'),
         (GatewaySettings, 'cors_origins', 'https://shop.example/'),
         (GatewaySettings, 'cors_origins', 'shop.example'),
+        (GatewaySettings, 'allowed_hosts', 'https://photos.example'),
+        (GatewaySettings, 'allowed_hosts', 'photos.example:8080'),
     ],
 )
 def test_a_bad_value_is_named_with_the_place_it_came_from(

@@ -34,6 +34,13 @@ def test_numbers_that_travelled_as_floats_are_whole_again() -> None:
     assert isinstance(parsed.limit, int)
 
 
+def test_a_search_reaches_no_deeper_than_it_can_be_served() -> None:
+    assert SearchParameters.parse({'limit': 10_000, 'offset': 10_000}).reach == 20_000
+    with pytest.raises(InvalidParameter, match='reach the best 20,000; narrow'):
+        SearchParameters.parse({'limit': 10_000, 'offset': 10_001})
+    assert GetParameters.parse({'offset': 2_000_000}).offset == 2_000_000, 'larger collections have pages too'
+
+
 def test_defaults_of_a_search_are_those_of_the_design() -> None:
     parsed = SearchParameters.parse({})
     assert (parsed.limit, parsed.offset, parsed.include) == (10, 0, ('tags', 'uri'))

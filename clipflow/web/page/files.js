@@ -26,12 +26,22 @@ export async function fromDrop(dropped) {
   return (await Promise.all(entries.map(walk))).flat();
 }
 
+/**
+ * What cannot be read, such as a folder of the system on a card, stands for itself: it is named as a failure, and the
+ * others are taken.
+ * @param {any} entry @returns {Promise<Chosen[]>}
+ */
+const walk = (entry) => inside(entry).catch(() => [{ file: new File([], entry.name), id: idOf(entry) }]);
+
+/** @param {any} entry */
+const idOf = (entry) => entry.fullPath.replace(/^\//, '');
+
 /** @param {any} entry @returns {Promise<Chosen[]>} */
-async function walk(entry) {
+async function inside(entry) {
   if (entry.isFile) {
     /** @type {File} */
     const file = await new Promise((done, fail) => entry.file(done, fail));
-    return [{ file, id: entry.fullPath.replace(/^\//, '') }];
+    return [{ file, id: idOf(entry) }];
   }
   const reader = entry.createReader();
   const found = [];

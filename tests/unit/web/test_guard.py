@@ -32,7 +32,7 @@ def answered(host: str, allowed: str, *, local: bool = True) -> int:
     [
         ('photos.example', '', 403),
         ('photos.example', 'photos.example', 200),
-        ('photos.example:8080', 'other.example, photos.example', 200),
+        ('photos.example:8080', 'other.example, Photos.example', 200),
         ('evil.example', 'photos.example', 403),
         ('evil.example', '*', 200),
     ],
@@ -41,8 +41,10 @@ def test_names_can_be_allowed(host: str, allowed: str, expected: int) -> None:
     assert answered(host, allowed) == expected
 
 
-def test_what_the_network_reaches_may_have_any_name() -> None:
+def test_what_the_network_reaches_may_have_any_name_unless_some_are_given() -> None:
     assert answered('photos.example', '', local=False) == 200
+    found = [answered(host, 'localhost', local=False) for host in ('photos.example', 'localhost:8080')]
+    assert found == [403, 200]
 
 
 @pytest.mark.parametrize(
