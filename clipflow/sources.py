@@ -8,7 +8,6 @@ import base64
 import binascii
 import contextlib
 import http.client
-import ipaddress
 import socket
 import ssl
 import threading
@@ -17,12 +16,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import quote, unquote, unquote_to_bytes, urljoin, urlsplit
 
+from clipflow.addresses import is_public
 from clipflow.errors import ForbiddenSource, InvalidDocument, NotFound, Timeout, TooLarge, Unavailable
 
 MAX_REDIRECTS = 3
 _IN_TARGETS = "%/:=&?~#+!$,;'@()*[]"
-_UNICAST = ipaddress.ip_network('2000::/3')
-_NAT64 = ipaddress.ip_network('64:ff9b::/96')
 
 
 class Sources:
@@ -155,7 +153,7 @@ class Sources:
             found = {str(item[4][0]) for item in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)}
         except (OSError, UnicodeError):
             raise Unavailable(f'the host {host!r} cannot be found') from None
-        if not found or not all(map(_is_public, found)):
+        if not found or not all(map(is_public, found)):
             raise ForbiddenSource(f'the host {host!r} has no public address; it is not fetched')
         return sorted(found)[0]
 
@@ -187,14 +185,3 @@ def _connected(address: str, port: int, tls_name: str | None, until: float) -> I
                 yield connected
             finally:
                 watch.cancel()
-
-
-def _is_public(text: str) -> bool:
-    """Whether an address leads to a single host of the internet, also where it only stands for an IPv4 address."""
-    address = ipaddress.ip_address(text)
-    if isinstance(address, ipaddress.IPv6Address):
-        if address in _NAT64:
-            address = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
-        elif address not in _UNICAST or address.sixtofour is not None:
-            return False
-    return address.is_global and not address.is_multicast

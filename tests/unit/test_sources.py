@@ -16,6 +16,7 @@ from urllib.parse import parse_qs, quote, urlsplit
 
 import pytest
 
+from clipflow.addresses import is_public
 from clipflow.errors import (
     ClipflowError,
     ForbiddenSource,
@@ -25,7 +26,7 @@ from clipflow.errors import (
     TooLarge,
     Unavailable,
 )
-from clipflow.sources import MAX_REDIRECTS, Sources, _is_public
+from clipflow.sources import MAX_REDIRECTS, Sources
 
 CONTENT = b'\xff\xd8 a picture \x00\x01'
 
@@ -198,8 +199,8 @@ def test_private_addresses_are_refused_in_every_spelling(host: str) -> None:
 
 
 def test_a_public_address_may_come_through_nat64() -> None:
-    assert _is_public('64:ff9b::0808:0808')
-    assert _is_public('2606:4700::1111')
+    assert is_public('64:ff9b::0808:0808')
+    assert is_public('2606:4700::1111')
 
 
 @pytest.mark.parametrize(

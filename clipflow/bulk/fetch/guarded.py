@@ -9,15 +9,17 @@ img2dataset. Its processes are spawned and import this file again, so that the l
 
 import functools
 import http.client
-import ipaddress
 import json
 import os
+import runpy
 import socket
 import sys
 import threading
 import time
 import urllib.request
+from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -26,7 +28,8 @@ _here = threading.local()
 _getaddrinfo = socket.getaddrinfo
 _create_connection = socket.create_connection
 _readinto = socket.SocketIO.readinto
-_UNICAST, _NAT64 = ipaddress.ip_network('2000::/3'), ipaddress.ip_network('64:ff9b::/96')
+# By its file, because clipflow itself may not be there.
+_is_public: Callable[[str], bool] = runpy.run_path(str(Path(__file__).parents[2] / 'addresses.py'))['is_public']
 _proxies = {urlsplit(url).hostname for url in urllib.request.getproxies().values()}
 
 
@@ -105,17 +108,6 @@ def getaddrinfo(host: Any, *args: Any, **given: Any) -> Any:
     if not all(_is_public(str(address[0])) for *_, address in found):
         raise OSError(f'{host} has no public address')
     return found
-
-
-def _is_public(text: str) -> bool:
-    """Whether an address leads to a single host of the internet. As in clipflow.sources, which may not be there."""
-    address = ipaddress.ip_address(text.partition('%')[0])
-    if isinstance(address, ipaddress.IPv6Address):
-        if address in _NAT64:
-            address = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
-        elif address not in _UNICAST or address.sixtofour is not None:
-            return False
-    return address.is_global and not address.is_multicast
 
 
 def _counted(fetch: Any) -> Any:
